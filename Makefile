@@ -1,0 +1,37 @@
+.DEFAULT_GOAL := help
+.PHONY: help setup demo up test check fix bench clean
+SHELL := /bin/bash
+VENV := .venv/bin
+
+help: ## show this
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+setup: ## make .venv with everything pinned; does nothing when it is up to date
+	@scripts/setup
+
+demo: setup ## start everything, draw one picture into out/, stop
+	@$(VENV)/daguerre demo
+
+up: setup ## serve until Ctrl-C
+	@$(VENV)/daguerre up
+
+test: setup ## all that CI runs: checks, then every test
+	@$(MAKE) --no-print-directory check
+	$(VENV)/pytest tests/contract tests/clients tests/serve tests/faults
+
+check: setup ## format, lint, types, layers, fast tests
+	$(VENV)/ruff format --check .
+	$(VENV)/ruff check .
+	$(VENV)/mypy
+	$(VENV)/lint-imports
+	$(VENV)/pytest -q tests/unit
+
+fix: setup ## format and mend what can be mended
+	$(VENV)/ruff check --fix .
+	$(VENV)/ruff format .
+
+bench: setup ## the ratios of benchmarks/RESULTS.md
+	$(VENV)/python -m benchmarks
+
+clean: ## forget pictures and tasks of the demo (not .venv)
+	rm -rf out data build dist

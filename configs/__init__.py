@@ -1,0 +1,1 @@
+"""What a deployer may say: settings, model presets, deploy manifests. Imports nothing of ours."""

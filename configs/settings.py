@@ -1,0 +1,214 @@
+"""Every setting of Daguerre: from defaults, a YAML file, the environment, or `serve` arguments.
+
+The environment wins over the file: `DAGUERRE_HTTP__PORT=9000` is `http.port`. `DAGUERRE_CONFIG`
+names the file. This is the only module that reads the environment.
+"""
+
+from __future__ import annotations
+
+import os
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    YamlConfigSettingsSource,
+)
+
+EMBEDDED_MODEL = Path(__file__).resolve().parent.parent / "pipelines" / "embedded"
+
+_config_file: ContextVar[Path | None] = ContextVar("config_file", default=None)
+
+SchedulerName = Literal[
+    "DPMSolverMultistepScheduler",
+    "DDIMScheduler",
+    "EulerDiscreteScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "PNDMScheduler",
+    "LMSDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class HttpSettings(Section):
+    host: str = Field("127.0.0.1", description="Address the HTTP proxy listens on.")
+    port: int = Field(8000, ge=1, le=65535)
+    public_url: str | None = Field(
+        None, description="Base of the URLs handed to clients; by default that of their request."
+    )
+    max_body_bytes: int = Field(32 * 2**20, ge=1024, description="Larger bodies answer 413.")
+    allowed_hosts: tuple[str, ...] = Field(
+        ("*",), description="Host headers that are answered; on loopback with no keys: local names."
+    )
+
+
+class ApiSettings(Section):
+    keys: tuple[SecretStr, ...] = Field(
+        (), description="API keys. Empty: no key is asked for, allowed on loopback only."
+    )
+    key_header: str = Field("X-API-Key", pattern=r"^[A-Za-z0-9-]{1,64}$")
+
+
+class StorageSettings(Section):
+    kind: Literal["local", "s3"] = "local"
+    prefix: str = Field("", description="Put before every key, e.g. `prod/`.")
+    bucket: str = Field("daguerre", min_length=3, max_length=63)
+    endpoint_url: str | None = Field(None, description="S3 endpoint; by default AWS.")
+    region: str = "us-east-1"
+    access_key_id: SecretStr | None = None
+    secret_access_key: SecretStr | None = None
+    urls: Literal["public", "presigned"] = Field(
+        "presigned", description="`public` where the bucket may be read by anyone."
+    )
+    public_url: str | None = Field(
+        None, description="Base of public URLs; by default endpoint/bucket."
+    )
+    presigned_ttl_s: int = Field(7 * 86400, ge=60, le=7 * 86400)
+
+
+class ModelSettings(Section):
+    """One base model: one Generator deployment with its own queue."""
+
+    source: str = Field(
+        str(EMBEDDED_MODEL),
+        description="A hub id, a diffusers folder, or a single .safetensors file.",
+    )
+    config: str | None = Field(
+        None, description="Diffusers folder or hub id with the configuration of a single file."
+    )
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
+        "auto", description="auto: float32 on a CPU, float16 on a GPU."
+    )
+    width: int | None = Field(
+        None, ge=64, multiple_of=8, description="Default; None: the model's own."
+    )
+    height: int | None = Field(None, ge=64, multiple_of=8)
+    num_inference_steps: int = Field(25, ge=1, description="Default where a request says none.")
+    guidance_scale: float = Field(7.5, ge=0)
+    strength: float = Field(0.75, ge=0, le=1)
+    scheduler: SchedulerName = "DPMSolverMultistepScheduler"
+    max_rows: int = Field(16, ge=2, description="UNet rows in one batch (two a guided picture).")
+    min_replicas: int = Field(1, ge=0)
+    max_replicas: int = Field(1, ge=1)
+    num_cpus: float = Field(1.0, ge=0)
+    num_gpus: float = Field(0.0, ge=0)
+    target_tasks: float = Field(
+        16.0,
+        gt=0,
+        description="Queued and running tasks a replica is meant to have; more scale up.",
+    )
+    num_threads: int | None = Field(None, ge=1, description="Torch threads; None: torch decides.")
+
+    @model_validator(mode="after")
+    def _replicas_in_order(self) -> ModelSettings:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(
+                f"min_replicas is {self.min_replicas}, more than max_replicas {self.max_replicas}"
+            )
+        return self
+
+
+class LimitSettings(Section):
+    max_side_px: int = Field(2048, ge=64)
+    max_pixels: int = Field(1024 * 1024, ge=64 * 64, description="Width x height of one picture.")
+    max_steps: int = Field(150, ge=1)
+    max_guidance_scale: float = Field(30.0, ge=1)
+    max_images: int = Field(10, ge=1, description="Pictures of one task.")
+    max_prompt_chars: int = Field(4000, ge=1)
+    max_input_pixels: int = Field(16_000_000, ge=1, description="Of a picture that a client sends.")
+    max_queue: int = Field(1000, ge=1, description="Waiting tasks of one queue; more answer 429.")
+
+
+class TaskSettings(Section):
+    lease_s: float = Field(15.0, gt=0, description="A worker silent for longer loses its tasks.")
+    heartbeat_s: float = Field(0.5, gt=0, description="Renewal, progress and cancel interval.")
+    max_errors: int = Field(3, ge=1, description="Attempts that may end in an error.")
+    max_lost: int = Field(3, ge=1, description="Attempts that may take their worker down.")
+    backoff_s: float = Field(1.0, ge=0, description="First wait before a retry; then doubled.")
+    retention_s: float = Field(
+        7 * 86400, gt=0, description="Ended tasks and their pictures live on."
+    )
+    key_prefix: str = Field("daguerre", pattern=r"^[A-Za-z0-9_.-]{1,64}$")
+
+
+class CallbackSettings(Section):
+    secret: SecretStr | None = Field(
+        None, description="Signs callbacks (Standard Webhooks, `whsec_` + base64); None: unsigned."
+    )
+    allowed_private_hosts: tuple[str, ...] = Field(
+        (), description="`host:port` that may be called though its address is private."
+    )
+    max_attempts: int = Field(8, ge=1)
+    backoff_s: float = Field(5.0, ge=0, description="First wait; then tripled, with jitter.")
+    timeout_s: float = Field(15.0, gt=0)
+
+
+class Settings(BaseSettings):
+    """All of it. Unknown names are refused."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="DAGUERRE_",
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+    )
+
+    data_dir: Path = Field(Path("data"), description="Embedded store and local pictures live here.")
+    redis_url: SecretStr | None = Field(
+        None, description="redis://, rediss:// or unix://; None: an embedded server is started."
+    )
+    http: HttpSettings = HttpSettings()
+    api: ApiSettings = ApiSettings()
+    storage: StorageSettings = StorageSettings()
+    models: dict[str, ModelSettings] = Field(
+        default_factory=lambda: {"embedded": ModelSettings()},
+        min_length=1,
+        description="By name; the first is the default.",
+    )
+    limits: LimitSettings = LimitSettings()
+    tasks: TaskSettings = TaskSettings()
+    callbacks: CallbackSettings = CallbackSettings()
+    ingress_replicas: int = Field(1, ge=1)
+    ingress_num_cpus: float = Field(0.1, ge=0)
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        sources: list[PydanticBaseSettingsSource] = [init_settings, env_settings]
+        if file := _config_file.get() or os.environ.get("DAGUERRE_CONFIG"):
+            sources.append(YamlConfigSettingsSource(settings_cls, yaml_file=file))
+        return tuple(sources)
+
+    @classmethod
+    def load(cls, config: Path | None = None, **overrides: Any) -> Settings:
+        """Settings from `config` instead of `DAGUERRE_CONFIG`; overrides win over everything.
+
+        Nested overrides are merged: `http={"port": 9000}` keeps the file's `http.host`.
+        """
+        token = _config_file.set(config)
+        try:
+            return cls(**overrides)
+        finally:
+            _config_file.reset(token)
+
+    @property
+    def default_model(self) -> str:
+        return next(iter(self.models))

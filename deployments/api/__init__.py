@@ -1,0 +1,1 @@
+"""HTTP dialects over one core. Imports neither ray nor torch."""

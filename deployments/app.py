@@ -1,0 +1,155 @@
+"""The Serve application: everything is decorated and bound here, and only here."""
+
+# No `from __future__ import annotations`: Serve would hand the builder a raw dict.
+import os
+import stat
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import ray
+from ray import serve
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, HTTPOptions
+from ray.serve.schema import LoggingConfig
+
+from configs.settings import ModelSettings, Settings
+from deployments.autoscaling import QueueDepthPolicy
+from deployments.generator import Generator
+from deployments.ingress import Ingress
+from deployments.local import LocalRedis, local_redis_url
+
+APP_NAME = "daguerre"
+
+INGRESS_ONGOING = 1000
+"""Requests an ingress replica holds at once: they wait on Redis, not on a processor."""
+
+
+class GeneratorReplica(Generator):
+    """A Generator as Serve runs it."""
+
+    async def __del__(self) -> None:
+        await self.drain()
+
+
+class EmbeddedRedis:
+    """Keeps the embedded server alive where no `redis_url` is set."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self._redis = LocalRedis(data_dir)
+        self._redis.start()
+
+    def check_health(self) -> None:
+        """Raises where the server does not answer."""
+        self._redis.ping()
+
+    def __del__(self) -> None:
+        self._redis.stop()
+
+
+def build_app(args: Settings) -> serve.Application:
+    """The whole application from its settings; the argument of `serve run` and `serve deploy`."""
+    settings = args.model_copy(update={"data_dir": args.data_dir.resolve()})
+    logging_config = LoggingConfig(encoding="JSON", log_level=settings.log_level)
+    below: list[Any] = []
+    if settings.redis_url is None:
+        redis_url = local_redis_url(settings.data_dir)
+        below.append(
+            serve.deployment(
+                EmbeddedRedis,
+                name="EmbeddedRedis",
+                ray_actor_options={"num_cpus": 0},
+                health_check_period_s=5,
+                graceful_shutdown_timeout_s=20,
+                logging_config=logging_config,
+            ).bind(settings.data_dir)
+        )
+    else:
+        redis_url = settings.redis_url.get_secret_value()
+    for name, preset in settings.models.items():
+        below.append(_generator(name, preset, settings, redis_url, logging_config))
+    return (
+        serve.deployment(
+            serve.ingress()(Ingress),
+            name="Ingress",
+            num_replicas=settings.ingress_replicas,
+            max_ongoing_requests=INGRESS_ONGOING,
+            ray_actor_options={"num_cpus": settings.ingress_num_cpus},
+            graceful_shutdown_timeout_s=20,
+            logging_config=logging_config,
+        )
+        .bind(settings, redis_url, *below)
+    )
+
+
+def _generator(
+    name: str,
+    preset: ModelSettings,
+    settings: Settings,
+    redis_url: str,
+    logging_config: LoggingConfig,
+) -> serve.Application:
+    policy = AutoscalingPolicy(
+        policy_function=QueueDepthPolicy,
+        policy_kwargs={
+            "queue": name,
+            "target_tasks": preset.target_tasks,
+            "key_prefix": settings.tasks.key_prefix,
+            "redis_url": None if urlsplit(redis_url).password else redis_url,
+        },
+    )
+    return serve.deployment(
+        GeneratorReplica,
+        name=f"Generator-{name}",
+        max_ongoing_requests=4 * preset.max_rows,
+        autoscaling_config=AutoscalingConfig(
+            min_replicas=preset.min_replicas,
+            max_replicas=preset.max_replicas,
+            upscale_delay_s=2,
+            downscale_delay_s=60,
+            policy=policy,
+        ),
+        ray_actor_options={"num_cpus": preset.num_cpus, "num_gpus": preset.num_gpus},
+        health_check_period_s=5,
+        health_check_timeout_s=10,
+        graceful_shutdown_timeout_s=20,
+        graceful_shutdown_wait_loop_s=1,
+        logging_config=logging_config,
+    ).bind(settings, name, redis_url=redis_url)
+
+
+def start(settings: Settings) -> None:
+    """Run the application on a new local Ray cluster; returns once it serves.
+
+    Raises RuntimeError where it cannot be deployed.
+    """
+    secure_ray()
+    ray.init(include_dashboard=True, log_to_driver=False, configure_logging=True)
+    serve.start(
+        proxy_location="HeadOnly",
+        http_options=HTTPOptions(host=settings.http.host, port=settings.http.port),
+    )
+    serve.run(build_app(settings), name=APP_NAME, route_prefix="/")
+
+
+def stop() -> None:
+    """Drain and end the application and the local cluster."""
+    serve.shutdown()
+    ray.shutdown()
+
+
+def secure_ray() -> None:
+    """Token authentication on, before any Ray process starts; the token is its owner's alone.
+
+    Ray would write the token file readable by everyone. Its ports listen on every interface, so
+    the token is the only fence.
+    """
+    os.environ["RAY_AUTH_MODE"] = "token"
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    token_file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    if not token_file.exists():
+        token_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(token_file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(os.urandom(32).hex())
+    if stat.S_IMODE(token_file.stat().st_mode) != 0o600:
+        token_file.chmod(0o600)

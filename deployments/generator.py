@@ -1,0 +1,309 @@
+"""One base model on one accelerator: tasks and handle calls join the same running batch."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+import socket
+import time
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+from configs.settings import ModelSettings, Settings
+from deployments.log import get_logger
+from deployments.metrics import GeneratorMetrics
+from deployments.runner import Job, TaskRunner
+from deployments.storage import open_store
+from deployments.storage.store import ObjectStore
+from deployments.tasks.image import ImageJob
+from deployments.tasks.model import Output, Progress, Task
+from deployments.tasks.store import TaskStore
+from pipelines.components import load_components
+from pipelines.engine.request import EngineEvent, EventKind, ImageRequest, ImageResult, Picture
+from pipelines.engine.worker import EngineWorker
+from pipelines.images import decode_image, encode_image, fit_image
+
+log = get_logger(__name__)
+
+STALL_S = 120.0
+"""A step that takes longer than this is a wedged engine."""
+
+PREFETCH = 2
+"""Pictures claimed beyond a full batch, so that a finished one is replaced at the next step; more
+would only take them out of the queue, where they can still be reordered."""
+
+PREVIEW_EVERY_S = 1.0
+DRAIN_S = 8.0
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What `Generator.generate` gives back: encoded pictures and the seeds that drew them."""
+
+    images: list[bytes]
+    content_type: str
+    seeds: list[int]
+
+
+class Generator:
+    """Construct on a running event loop; it begins to pull tasks of its model's queue at once."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        model: str,
+        *,
+        redis_url: str,
+        engine: EngineWorker | None = None,
+        objects: ObjectStore | None = None,
+    ) -> None:
+        self._settings = settings
+        self._model = model
+        preset = settings.models[model]
+        self._engine = engine or load_engine(model, preset)
+        self._default_size = self._engine.default_size
+        self._metrics = GeneratorMetrics(model)
+        self._objects = objects or open_store(settings)
+        self._store = TaskStore.connect(
+            redis_url, settings.tasks, max_queue=settings.limits.max_queue
+        )
+        self._last_preview: dict[str, float] = {}
+        self._pending: set[asyncio.Task[None]] = set()
+        self._runner = TaskRunner(
+            self._store,
+            settings.tasks,
+            queue=model,
+            worker=f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}",
+            run=self._run,
+            size_of=lambda task: int(task.input.get("num_images", 1)),
+            capacity=preset.max_rows // 2 + PREFETCH,
+            info=self._info,
+            on_claim=self._on_claim,
+            on_end=lambda end: self._metrics.tasks.inc(tags={"end": end}),
+        )
+        self._engine.start()
+        self._runner.start()
+        log.info("model %s is loaded, default size %d px", model, self._default_size)
+
+    # verbs of the deployment
+
+    async def generate(self, request: dict[str, Any]) -> Generated:
+        """Draw without a task, in the same batch as everything else.
+
+        `request` has the fields of the native API (`prompt` is required, the rest defaults as
+        there). Raises pydantic's ValidationError or InvalidRequest for a bad one.
+        """
+        job = ImageJob.from_fields(
+            request,
+            self._settings,
+            model=self._model,
+            default_size=self._default_size,
+        )
+        results = await self._draw(job, uuid.uuid4().hex)
+        encode = functools.partial(self._encode, job)
+        encoded = await asyncio.to_thread(
+            lambda: [encode(i, result.picture) for i, result in enumerate(results)]
+        )
+        return Generated(
+            images=[data for data, _ in encoded],
+            content_type=encoded[0][1],
+            seeds=[job.seed + i for i in range(job.num_images)],
+        )
+
+    async def check_health(self) -> None:
+        """Raises where the engine thread is dead or wedged, or the pull loops ended."""
+        if not self._engine.healthy(STALL_S):
+            raise RuntimeError(f"the engine of {self._model} is not stepping")
+        if not self._runner.healthy():
+            raise RuntimeError(f"the task loops of {self._model} ended")
+
+    async def drain(self) -> None:
+        """Take no more tasks, hand back unfinished ones, stop the engine."""
+        await self._runner.drain(DRAIN_S)
+        await asyncio.to_thread(self._engine.stop, DRAIN_S)
+        await self._store.close()
+        await self._objects.close()
+
+    # a task
+
+    async def _run(self, job: Job) -> list[Output]:
+        image_job = ImageJob.model_validate(job.task.input)
+        init_image = await self._init_image(image_job)
+        results = await self._draw(
+            image_job, f"{job.task.id}.{job.claim.fence}", init_image=init_image, job=job
+        )
+        return await self._keep(image_job, job, results)
+
+    async def _init_image(self, job: ImageJob) -> Picture | None:
+        if job.init_image_key is None:
+            return None
+        data = await self._objects.get(job.init_image_key)
+        return await asyncio.to_thread(self._decode, data, job.width, job.height)
+
+    def _decode(self, data: bytes, width: int, height: int) -> Picture:
+        image = decode_image(data, max_pixels=self._settings.limits.max_input_pixels)
+        return fit_image(image, width, height)
+
+    async def _draw(
+        self,
+        image_job: ImageJob,
+        request_id: str,
+        *,
+        init_image: Picture | None = None,
+        job: Job | None = None,
+    ) -> list[ImageResult]:
+        """All pictures of one request; canceling this coroutine frees their rows."""
+        loop = asyncio.get_running_loop()
+        tracker = StepTracker(image_job.num_images)
+
+        def on_event(index: int, event: EngineEvent) -> None:
+            loop.call_soon_threadsafe(self._on_event, job, tracker, index, event)
+
+        requests = image_requests(image_job, request_id, init_image, priority(job))
+        futures = [
+            asyncio.wrap_future(self._engine.submit(request, functools.partial(on_event, index)))
+            for index, request in enumerate(requests)
+        ]
+        try:
+            results = await asyncio.gather(*futures)
+        except BaseException:
+            for request in requests:
+                self._engine.cancel(request.id)
+            raise
+        finally:
+            self._last_preview.pop(request_id, None)
+        for result in results:
+            self._metrics.prepare_s.observe(result.timing.prepare_s)
+            self._metrics.denoise_s.observe(result.timing.denoise_s)
+            self._metrics.decode_s.observe(result.timing.decode_s)
+        return results
+
+    def _on_event(
+        self, job: Job | None, tracker: StepTracker, index: int, event: EngineEvent
+    ) -> None:
+        if job is None:
+            return
+        if event.kind is EventKind.PREVIEW and event.preview is not None:
+            self._spawn(self._send_preview(job, event.preview))
+            return
+        tracker.record(index, event)
+        job.progress = tracker.progress
+        now = time.monotonic()
+        key = f"{job.task.id}.{job.claim.fence}"
+        if job.watched and index == 0 and now - self._last_preview.get(key, 0) > PREVIEW_EVERY_S:
+            self._last_preview[key] = now
+            self._engine.want_preview(event.request_id)
+
+    async def _send_preview(self, job: Job, preview: Picture) -> None:
+        jpeg, _ = await asyncio.to_thread(encode_image, preview, "jpeg", None)
+        await self._store.preview(job.claim, jpeg)
+
+    def _spawn(self, coroutine: Any) -> None:
+        task = asyncio.create_task(coroutine)
+        self._pending.add(task)
+        task.add_done_callback(self._reap)
+
+    def _reap(self, task: asyncio.Task[None]) -> None:
+        self._pending.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.info("a preview was dropped: %s", error)
+
+    async def _keep(self, job: ImageJob, run: Job, results: list[ImageResult]) -> list[Output]:
+        """Encode and upload under keys of this attempt alone, so that a late writer harms none."""
+        started = time.monotonic()
+        keep = [self._keep_one(job, run, index, result) for index, result in enumerate(results)]
+        outputs = list(await asyncio.gather(*keep))
+        self._metrics.upload_s.observe(time.monotonic() - started)
+        return outputs
+
+    async def _keep_one(self, job: ImageJob, run: Job, index: int, result: ImageResult) -> Output:
+        data, content_type = await asyncio.to_thread(self._encode, job, index, result.picture)
+        extension = "jpg" if job.output_format == "jpeg" else job.output_format
+        key = f"results/{run.task.id}/{run.claim.fence}/{index}.{extension}"
+        await self._objects.put(key, data, content_type)
+        return Output(
+            key=key,
+            content_type=content_type,
+            width=job.width,
+            height=job.height,
+            seed=job.seed + index,
+        )
+
+    def _encode(self, job: ImageJob, index: int, picture: Picture) -> tuple[bytes, str]:
+        return encode_image(picture, job.output_format, job.parameters(index))
+
+    # presence
+
+    def _on_claim(self, task: Task) -> None:
+        if task.started_at is not None:
+            wait = (task.started_at - task.created_at).total_seconds()
+            self._metrics.queue_wait_s.observe(max(0.0, wait))
+
+    def _info(self) -> dict[str, object]:
+        stats = self._engine.stats()
+        if stats.rows:
+            self._metrics.batch_rows.observe(stats.rows)
+            self._metrics.step_s.observe(stats.step_s)
+        return {
+            "model": self._model,
+            "rows": stats.rows,
+            "pictures": stats.pictures_total,
+            "default_size": self._default_size,
+        }
+
+
+class StepTracker:
+    """Steps done over all pictures of one task; never goes back."""
+
+    def __init__(self, num_images: int) -> None:
+        self._done = [0] * num_images
+        self._steps = 0
+
+    def record(self, index: int, event: EngineEvent) -> None:
+        self._done[index] = max(self._done[index], event.step)
+        self._steps = max(self._steps, event.steps)
+
+    @property
+    def progress(self) -> Progress:
+        return Progress(step=sum(self._done), steps=self._steps * len(self._done))
+
+
+def load_engine(model: str, preset: ModelSettings) -> EngineWorker:
+    """The engine of a configured model. Raises ModelError where it cannot be loaded."""
+    if preset.num_threads is not None:
+        import torch
+
+        torch.set_num_threads(preset.num_threads)
+    components = load_components(
+        preset.source, config=preset.config, device=preset.device, dtype=preset.dtype
+    )
+    return EngineWorker(components, max_rows=preset.max_rows)
+
+
+def priority(job: Job | None) -> int:
+    return 0 if job is None else job.task.priority
+
+
+def image_requests(
+    job: ImageJob, request_id: str, init_image: Picture | None, priority: int
+) -> list[ImageRequest]:
+    """One engine request a picture; picture i has seed + i."""
+    return [
+        ImageRequest(
+            id=f"{request_id}.{index}",
+            prompt=job.prompt,
+            negative_prompt=job.negative_prompt,
+            width=job.width,
+            height=job.height,
+            num_inference_steps=job.num_inference_steps,
+            guidance_scale=job.guidance_scale,
+            scheduler=job.scheduler,
+            seed=job.seed + index,
+            init_image=init_image,
+            strength=job.strength,
+            priority=priority,
+        )
+        for index in range(job.num_images)
+    ]

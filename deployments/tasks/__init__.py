@@ -1,0 +1,1 @@
+"""Durable tasks in Redis. Imports neither ray nor torch."""

@@ -1,0 +1,1 @@
+"""Step-level continuous batching for Stable Diffusion UNets."""

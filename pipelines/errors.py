@@ -1,0 +1,37 @@
+"""Errors of the computing layer. Each carries a message a user may read."""
+
+
+class DaguerreError(Exception):
+    """Root of every error that Daguerre raises on purpose."""
+
+
+class InvalidRequest(DaguerreError):
+    """The request cannot be served as it is.
+
+    `field` names the request field, e.g. ``"num_inference_steps"``; the message gives the limit and
+    the given value.
+    """
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class InvalidImage(InvalidRequest):
+    """Bytes that are not a picture we accept: format, size, pixels or damage."""
+
+
+class ModelError(DaguerreError):
+    """A checkpoint that cannot be loaded or does not fit: says which file or keys and why."""
+
+
+class RequestCanceled(DaguerreError):
+    """The request was canceled before its picture was done."""
+
+
+class NonFiniteOutput(DaguerreError):
+    """The model produced NaN or infinity for this request; its neighbours are unaffected."""
+
+
+class EngineStopped(DaguerreError):
+    """The engine is stopping or stopped and took no, or did not finish this, request."""

@@ -1,0 +1,24 @@
+"""Unit tests compute: they open no socket and start no Ray."""
+
+import socket
+import sys
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An autouse guard: connecting anywhere or starting Ray fails the test."""
+
+    def refuse(self: socket.socket, address: Any) -> None:
+        raise AssertionError(f"a unit test tried to connect to {address!r}")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket.socket, "connect_ex", refuse)
+    if "ray" in sys.modules:
+        monkeypatch.setattr("ray.init", _refuse_ray)
+
+
+def _refuse_ray(*args: Any, **kwargs: Any) -> None:
+    raise AssertionError("a unit test tried to start Ray")

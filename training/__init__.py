@@ -1,0 +1,1 @@
+"""How models and adapters are made."""
