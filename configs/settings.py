@@ -108,7 +108,9 @@ class ModelSettings(Section):
         gt=0,
         description="Queued and running tasks a replica is meant to have; more scale up.",
     )
-    num_threads: int | None = Field(None, ge=1, description="Torch threads; None: torch decides.")
+    num_threads: int | None = Field(
+        None, ge=1, description="Torch CPU threads; None: the machine's cores over max_replicas."
+    )
 
     @model_validator(mode="after")
     def _replicas_in_order(self) -> ModelSettings:

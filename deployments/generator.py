@@ -11,6 +11,8 @@ import uuid
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from configs.settings import ModelSettings, Settings
 from deployments.log import get_logger
 from deployments.metrics import GeneratorMetrics
@@ -272,10 +274,11 @@ class StepTracker:
 
 def load_engine(model: str, preset: ModelSettings) -> EngineWorker:
     """The engine of a configured model. Raises ModelError where it cannot be loaded."""
-    if preset.num_threads is not None:
-        import torch
-
-        torch.set_num_threads(preset.num_threads)
+    # Ray gives an actor one OpenMP thread a CPU it asked for; a model alone on its machine may use
+    # all of them.
+    torch.set_num_threads(
+        preset.num_threads or max(1, (os.cpu_count() or 1) // preset.max_replicas)
+    )
     components = load_components(
         preset.source, config=preset.config, device=preset.device, dtype=preset.dtype
     )

@@ -1,0 +1,36 @@
+"""Runs every benchmark against a fresh application and prints the tables for RESULTS.md."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import tempfile
+from pathlib import Path
+
+from benchmarks import request_overhead, service_throughput
+from configs.settings import HttpSettings, Settings
+from deployments import app
+
+
+def main() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    threads = os.cpu_count() or 1
+    with tempfile.TemporaryDirectory() as data_dir:
+        settings = Settings(data_dir=Path(data_dir), http=HttpSettings(port=port))
+        app.start(settings)
+        try:
+            base_url = f"http://127.0.0.1:{port}"
+            print("## B1 service throughput\n", flush=True)
+            print(service_throughput.run(base_url, threads), flush=True)
+            print("\n## B5 request overhead\n", flush=True)
+            print(request_overhead.run(base_url), flush=True)
+        finally:
+            app.stop()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
