@@ -64,13 +64,15 @@ def run(base_url: str) -> str:
             page = client.get("/api/v1/tasks", params={"status": "pending", "limit": 100}).json()
             for task in page["tasks"]:
                 client.delete(f"/api/v1/tasks/{task['task_id']}")
+    submit = ratio(figures["submit"], figures["POST echo"])
+    poll = ratio(figures["poll"], figures["GET echo"])
     return "\n".join(
         [
             f"{machine()}, one client, {REQUESTS} requests a run, {2 * ROUNDS} runs each.",
             "",
             "| request | over a bare Serve echo (90 % interval) |",
             "|---|---|",
-            f"| submit (`POST /api/v1/generate`) | {ratio(figures['submit'], figures['POST echo'])} |",
-            f"| poll (`GET /api/v1/tasks/ID`) | {ratio(figures['poll'], figures['GET echo'])} |",
+            f"| submit (`POST /api/v1/generate`) | {submit} |",
+            f"| poll (`GET /api/v1/tasks/ID`) | {poll} |",
         ]
     )

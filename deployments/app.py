@@ -67,18 +67,15 @@ def build_app(args: Settings) -> serve.Application:
         redis_url = settings.redis_url.get_secret_value()
     for name, preset in settings.models.items():
         below.append(_generator(name, preset, settings, redis_url, logging_config))
-    return (
-        serve.deployment(
-            serve.ingress()(Ingress),
-            name="Ingress",
-            num_replicas=settings.ingress_replicas,
-            max_ongoing_requests=INGRESS_ONGOING,
-            ray_actor_options={"num_cpus": settings.ingress_num_cpus},
-            graceful_shutdown_timeout_s=20,
-            logging_config=logging_config,
-        )
-        .bind(settings, redis_url, *below)
-    )
+    return serve.deployment(
+        serve.ingress()(Ingress),
+        name="Ingress",
+        num_replicas=settings.ingress_replicas,
+        max_ongoing_requests=INGRESS_ONGOING,
+        ray_actor_options={"num_cpus": settings.ingress_num_cpus},
+        graceful_shutdown_timeout_s=20,
+        logging_config=logging_config,
+    ).bind(settings, redis_url, *below)
 
 
 def _generator(

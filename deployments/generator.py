@@ -11,6 +11,7 @@ import uuid
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from configs.settings import ModelSettings, Settings
@@ -22,7 +23,7 @@ from deployments.storage.store import ObjectStore
 from deployments.tasks.image import ImageJob
 from deployments.tasks.model import Output, Progress, Task
 from deployments.tasks.store import TaskStore
-from pipelines.components import load_components
+from pipelines.components import Components, load_components
 from pipelines.engine.request import EngineEvent, EventKind, ImageRequest, ImageResult, Picture
 from pipelines.engine.worker import EngineWorker
 from pipelines.images import decode_image, encode_image, fit_image
@@ -58,14 +59,15 @@ class Generator:
         model: str,
         *,
         redis_url: str,
-        engine: EngineWorker | None = None,
+        components: Components | None = None,
         objects: ObjectStore | None = None,
     ) -> None:
         self._settings = settings
         self._model = model
         preset = settings.models[model]
-        self._engine = engine or load_engine(model, preset)
-        self._default_size = self._engine.default_size
+        components = components or load_model(preset)
+        self._engine = EngineWorker(components, max_rows=preset.max_rows)
+        self._default_size = components.default_size
         self._metrics = GeneratorMetrics(model)
         self._objects = objects or open_store(settings)
         self._store = TaskStore.connect(
@@ -131,7 +133,7 @@ class Generator:
     # a task
 
     async def _run(self, job: Job) -> list[Output]:
-        image_job = ImageJob.model_validate(job.task.input)
+        image_job = ImageJob.from_input(job.task.input, default_size=self._default_size)
         init_image = await self._init_image(image_job)
         results = await self._draw(
             image_job, f"{job.task.id}.{job.claim.fence}", init_image=init_image, job=job
@@ -146,7 +148,7 @@ class Generator:
 
     def _decode(self, data: bytes, width: int, height: int) -> Picture:
         image = decode_image(data, max_pixels=self._settings.limits.max_input_pixels)
-        return fit_image(image, width, height)
+        return np.asarray(fit_image(image, width, height))
 
     async def _draw(
         self,
@@ -272,17 +274,16 @@ class StepTracker:
         return Progress(step=sum(self._done), steps=self._steps * len(self._done))
 
 
-def load_engine(model: str, preset: ModelSettings) -> EngineWorker:
-    """The engine of a configured model. Raises ModelError where it cannot be loaded."""
+def load_model(preset: ModelSettings) -> Components:
+    """The checkpoint of a configured model. Raises ModelError where it cannot be loaded."""
     # Ray gives an actor one OpenMP thread a CPU it asked for; a model alone on its machine may use
     # all of them.
     torch.set_num_threads(
         preset.num_threads or max(1, (os.cpu_count() or 1) // preset.max_replicas)
     )
-    components = load_components(
+    return load_components(
         preset.source, config=preset.config, device=preset.device, dtype=preset.dtype
     )
-    return EngineWorker(components, max_rows=preset.max_rows)
 
 
 def priority(job: Job | None) -> int:

@@ -21,5 +21,5 @@ class Ingress:
         self._settings = settings
         self._redis_url = redis_url
 
-    def __serve_build_asgi_app__(self) -> FastAPI:  # noqa: N807 - the name Serve looks for
+    def __serve_build_asgi_app__(self) -> FastAPI:
         return create_app(self._settings, redis_url=self._redis_url)

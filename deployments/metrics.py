@@ -1,11 +1,11 @@
-"""Every metric, with unit and buckets, declared once. Create inside a replica: Ray tags it there."""
+"""Every metric, with unit and buckets, declared once. Made inside a replica, where Ray tags it."""
 
 from __future__ import annotations
 
 from ray.serve import metrics
 
 SECONDS = [0.001, 0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300]
-ROWS = [1, 2, 4, 8, 12, 16, 24, 32, 64]
+ROWS = [1.0, 2, 4, 8, 12, 16, 24, 32, 64]
 
 
 class GeneratorMetrics:
@@ -20,7 +20,9 @@ class GeneratorMetrics:
             "daguerre_prepare_s", "Seconds to encode prompt and picture of a request.", SECONDS
         )
         self.denoise_s = self._histogram(
-            "daguerre_denoise_s", "Seconds a picture spent in the batch, first step to last.", SECONDS
+            "daguerre_denoise_s",
+            "Seconds a picture spent in the batch, first step to last.",
+            SECONDS,
         )
         self.step_s = self._histogram(
             "daguerre_denoise_step_s", "Seconds of one denoise step of the batch.", SECONDS
@@ -40,8 +42,6 @@ class GeneratorMetrics:
         self.tasks.set_default_tags(self._tags)
 
     def _histogram(self, name: str, description: str, boundaries: list[float]) -> metrics.Histogram:
-        histogram = metrics.Histogram(
-            name, description, boundaries=boundaries, tag_keys=("model",)
-        )
+        histogram = metrics.Histogram(name, description, boundaries=boundaries, tag_keys=("model",))
         histogram.set_default_tags(self._tags)
         return histogram

@@ -17,8 +17,9 @@ from configs.settings import TaskSettings
 from deployments.log import TaskLogger, get_logger
 from deployments.storage.store import StorageUnavailable
 from deployments.tasks.errors import StoreUnavailable
+from deployments.tasks.exchange import Beat
 from deployments.tasks.model import Claim, Claimed, Output, Progress, Task, TaskError
-from deployments.tasks.store import Beat, TaskStore
+from deployments.tasks.store import TaskStore
 from pipelines.errors import EngineStopped, InvalidRequest, NonFiniteOutput
 
 T = TypeVar("T")
@@ -180,10 +181,10 @@ class TaskRunner:
     async def _run_to_end(self, job: Job, log_: TaskLogger) -> str:
         try:
             outputs = await self._run(job)
-        except EngineStopped:
-            await self._hand_back(job, log_)
-            return "released"
         except Exception as error:
+            if self._draining and isinstance(error, EngineStopped):
+                await self._hand_back(job, log_)
+                return "released"
             failure, retryable = classify(error)
             log_.warning("attempt %d failed", job.task.attempt, exc_info=error)
             after = await self._commit(
@@ -239,6 +240,8 @@ def classify(error: Exception) -> tuple[TaskError, bool]:
     if isinstance(error, NonFiniteOutput):
         return TaskError(code="non_finite_output", message=str(error)), False
     if isinstance(error, StorageUnavailable):
-        return TaskError(code="storage_unavailable", message="The picture store is unavailable."), True
+        return TaskError(
+            code="storage_unavailable", message="The picture store is unavailable."
+        ), True
     # Details of an unforeseen error go to the log with the task's id, not to the user.
     return TaskError(code="generation_failed", message="生成过程中发生错误"), True

@@ -125,10 +125,13 @@ class Client:
         self, body: Mapping[str, Any], on_change: Callable[[RemoteTask], None] | None = None
     ) -> RemoteTask:
         """Submit and wait; returns the ended task, whatever its end."""
-        task = self.submit(body)
-        for task in self.follow(task.id):
-            if on_change is not None:
-                on_change(task)
+        submitted = self.submit(body)
+        return self.wait(submitted.id, on_change or (lambda task: None))
+
+    def wait(self, task_id: str, on_change: Callable[[RemoteTask], None]) -> RemoteTask:
+        """Follow a task to its end."""
+        for task in self.follow(task_id):
+            on_change(task)
         return task
 
     def follow(self, task_id: str) -> Iterator[RemoteTask]:
@@ -144,9 +147,9 @@ class Client:
                 return
             if streaming:
                 try:
-                    for event, task in self._live(task, last_event):
+                    for event, seen in self._live(task, last_event):
                         last_event = event.id or last_event
-                        yield task
+                        yield (task := seen)
                 except ApiError as refusal:
                     # a server in trouble may stream again, one without a stream will not
                     streaming = refusal.status >= 500

@@ -38,13 +38,17 @@ class ProgressLine:
     ) -> None:
         self._bar.stop()
 
+    def doing(self, text: str) -> None:
+        """Something of unknown length."""
+        self._bar.update(self._row, description=text, total=None)
+        self._say(text)
+
     def waiting(self, ahead: int | None, eta_s: float | None = None) -> None:
         """It is in the queue, behind `ahead` others where that is known."""
         text = "waiting" if ahead is None else f"waiting, {ahead} ahead"
         if eta_s is not None:
             text += f", done in about {eta_s:.0f} s"
-        self._bar.update(self._row, description=text, total=None)
-        self._say(text)
+        self.doing(text)
 
     def step(self, step: int, steps: int) -> None:
         """It runs; steps are 0 while their number is not known yet."""
@@ -54,10 +58,6 @@ class ProgressLine:
         # a log wants a few lines, not one a step: every tenth of the way
         tenth = step * 10 // steps if steps else 0
         self._say(f"drawing, {tenth * 10} %")
-
-    def note(self, text: str) -> None:
-        """A line that stays."""
-        self._console.print(text, markup=False)
 
     def _say(self, text: str) -> None:
         if not self._console.is_terminal and text != self._said:

@@ -1,26 +1,153 @@
-"""The input of a task of kind `image`: written by the API, read by the Generator."""
+"""What an image task asks for: the fields a caller may give, and the job they resolve to."""
 
 from __future__ import annotations
 
-from typing import Literal
+import secrets
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from configs.settings import SchedulerName
+from configs.settings import LimitSettings, ModelSettings, SchedulerName, Settings
 from deployments.tasks.model import Frozen
+from pipelines.errors import InvalidRequest
 
 MAX_SEED = 2**63 - 1
+MIN_SIDE_PX = 64
+SIDE_STEP_PX = 8
 
 INPUT_PREFIX = "inputs/"
 """Where pictures that clients sent lie in the object store; removed by age alone."""
-OUTPUT_PREFIX = "outputs/"
+OUTPUT_PREFIX = "results/"
 """Where finished pictures lie; removed with their task, and by age if no task names them."""
 
+T = TypeVar("T")
 OutputFormat = Literal["png", "jpeg", "webp"]
+Size = tuple[int, int]
+"""Width and height, pixels."""
 
 
-class ImageJob(Frozen):
-    """Every field is resolved at creation, so that each attempt draws the same pictures."""
+def _text(value: str) -> str:
+    if "\0" in value:
+        raise ValueError("must not contain the NUL character")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError("must not contain half of a surrogate pair") from None
+    return value
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("must be a number")
+    return value
+
+
+Text = Annotated[str, AfterValidator(_text)]
+Whole = Annotated[int, BeforeValidator(_number)]
+"""An integer; `"512"` and `512.0` pass as they do in most clients' and servers' hands."""
+Real = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
+
+
+class ImageFields(BaseModel):
+    """What a caller may say about the pictures; null means the default.
+
+    Bounds that a deployer sets are checked by `resolve`, the rest here.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prompt: Text = Field(description="What the picture shows. An empty string is allowed.")
+    negative_prompt: Text | None = Field(None, description="What should not be in the picture.")
+    width: Whole | None = Field(
+        None, description="Pixels, a multiple of 8. Text-to-image only. Default: the model's own."
+    )
+    height: Whole | None = Field(
+        None, description="Pixels, a multiple of 8. Text-to-image only. Default: the model's own."
+    )
+    num_images: Whole | None = Field(1, description="Pictures to draw, 1-10; default 1.")
+    num_inference_steps: Whole | None = Field(
+        None, description="Denoising steps: more is better and slower; 20-50 is usual."
+    )
+    guidance_scale: Real | None = Field(
+        None, description="How closely to follow the prompt; 7-12 is usual, 1 or less turns it off."
+    )
+    strength: Real | None = Field(
+        None, description="Image-to-image only, 0.0-1.0: how much to change the initial picture."
+    )
+    scheduler: SchedulerName | None = Field(None, description="Sampling method.")
+    seed: Whole | None = Field(
+        None,
+        description="0 to 2^63-1; picture i is drawn with seed + i. Default: a random one.",
+    )
+    output_format: Literal["png", "jpg", "jpeg", "webp"] | None = Field(
+        "png", description="File format of the pictures."
+    )
+
+    def resolve(
+        self,
+        settings: Settings,
+        *,
+        model: str,
+        init_image: tuple[str, Size] | None = None,
+    ) -> ImageOrder:
+        """The order these fields mean, every default but an unknown native size filled in.
+
+        `init_image` is the object key and the size of the picture to start from; its size rules,
+        whatever `width` and `height` say. Raises InvalidRequest naming field, limit and value.
+        """
+        preset, limits = settings.models[model], settings.limits
+        num_images = _or(self.num_images, 1)
+        steps = _or(self.num_inference_steps, preset.num_inference_steps)
+        guidance = _or(self.guidance_scale, preset.guidance_scale)
+        strength = _or(self.strength, preset.strength)
+        seed = _or(self.seed, secrets.randbits(32))
+        _short(limits, prompt=self.prompt, negative_prompt=self.negative_prompt or "")
+        _within("num_images", num_images, 1, limits.max_images)
+        _within("num_inference_steps", steps, 1, limits.max_steps)
+        _within("guidance_scale", guidance, 0, limits.max_guidance_scale)
+        _within("strength", strength, 0, 1)
+        _within("seed", seed, 0, MAX_SEED - (num_images - 1))
+        key, size = init_image or (None, None)
+        width, height = _init_size(size, limits) if size else self._size(preset, limits)
+        return ImageOrder(
+            prompt=self.prompt,
+            negative_prompt=self.negative_prompt or "",
+            width=width,
+            height=height,
+            num_images=num_images,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            scheduler=self.scheduler or preset.scheduler,
+            seed=seed,
+            init_image_key=key,
+            strength=strength,
+            output_format=_format(self.output_format),
+            model=model,
+        )
+
+    def _size(self, preset: ModelSettings, limits: LimitSettings) -> tuple[int | None, int | None]:
+        width, height = _or(self.width, preset.width), _or(self.height, preset.height)
+        for field, side in (("width", width), ("height", height)):
+            if side is None:
+                continue
+            _within(field, side, MIN_SIDE_PX, limits.max_side_px)
+            if side % SIDE_STEP_PX:
+                raise InvalidRequest(
+                    field, f"{field} must be a multiple of {SIDE_STEP_PX}, given {side}"
+                )
+        if width and height and width * height > limits.max_pixels:
+            raise InvalidRequest(
+                "width",
+                f"width x height must be at most {limits.max_pixels} pixels, "
+                f"given {width} x {height} = {width * height}",
+            )
+        return width, height
+
+
+class ImageOrder(Frozen):
+    """The input of a task as it is stored: resolved at creation, so that each attempt draws the
+    same pictures. Only the loaded model knows its native size; until then a size may be open.
+    """
 
     prompt: str
     negative_prompt: str = ""
@@ -30,14 +157,92 @@ class ImageJob(Frozen):
     num_inference_steps: int = Field(ge=1)
     guidance_scale: float = Field(ge=0)
     scheduler: SchedulerName
-    seed: int = Field(ge=0, le=MAX_SEED, description="Of the first picture.")
-    init_image_key: str | None = Field(
-        None, description="Object key of the picture to start from; with it width and height are set."
-    )
+    seed: int = Field(ge=0, le=MAX_SEED, description="Of picture 0; picture i has seed + i.")
+    init_image_key: str | None = None
     strength: float = Field(0.75, ge=0, le=1, description="Used with an initial picture only.")
     output_format: OutputFormat = "png"
     model: str
 
-    def seed_of(self, index: int) -> int:
-        """The seed of picture `index`: seed + index, wrapping to 0 past the largest seed."""
-        return (self.seed + index) % (MAX_SEED + 1)
+
+class ImageJob(ImageOrder):
+    """An order whose size is known: what a Generator draws."""
+
+    width: int
+    height: int
+
+    @classmethod
+    def from_input(cls, data: dict[str, Any], *, default_size: int) -> ImageJob:
+        """The job of a stored task input; `default_size` is the model's native side, pixels."""
+        order = ImageOrder.model_validate(data)
+        return cls._sized(order, default_size)
+
+    @classmethod
+    def from_fields(
+        cls, fields: dict[str, Any], settings: Settings, *, model: str, default_size: int
+    ) -> ImageJob:
+        """The job of a direct call. Raises pydantic's ValidationError or InvalidRequest."""
+        order = ImageFields.model_validate(fields).resolve(settings, model=model)
+        return cls._sized(order, default_size)
+
+    @classmethod
+    def _sized(cls, order: ImageOrder, default_size: int) -> ImageJob:
+        values = order.model_dump()
+        values["width"] = order.width or default_size
+        values["height"] = order.height or default_size
+        return cls(**values)
+
+    def parameters(self, index: int) -> dict[str, Any]:
+        """What drew picture `index`, for the file's metadata: a call with these draws it again."""
+        kept = {"prompt", "negative_prompt", "width", "height", "num_inference_steps"}
+        kept |= {"guidance_scale", "scheduler", "model"}
+        values = self.model_dump(include=kept) | {"seed": self.seed + index}
+        return values | {"strength": self.strength} if self.init_image_key else values
+
+
+def _or(value: T | None, default: T) -> T:
+    return default if value is None else value
+
+
+def _format(given: str | None) -> OutputFormat:
+    formats: dict[str | None, OutputFormat] = {
+        None: "png",
+        "png": "png",
+        "jpg": "jpeg",
+        "jpeg": "jpeg",
+        "webp": "webp",
+    }
+    return formats[given]
+
+
+def _short(limits: LimitSettings, **texts: str) -> None:
+    for field, text in texts.items():
+        if len(text) > limits.max_prompt_chars:
+            raise InvalidRequest(
+                field,
+                f"{field} must be at most {limits.max_prompt_chars} characters, given {len(text)}",
+            )
+
+
+def _within(field: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise InvalidRequest(field, f"{field} must be {low} to {high}, given {str(value)[:40]}")
+
+
+def _init_size(size: Size, limits: LimitSettings) -> Size:
+    """The initial picture's size brought under the limits, aspect ratio kept, sides rounded down
+    to a multiple of 8.
+    """
+    width, height = size
+    scale = min(
+        1.0,
+        limits.max_side_px / max(width, height),
+        (limits.max_pixels / (width * height)) ** 0.5,
+    )
+    fitted = tuple(int(side * scale) // SIDE_STEP_PX * SIDE_STEP_PX for side in size)
+    if min(fitted) < MIN_SIDE_PX:
+        raise InvalidRequest(
+            "init_image",
+            f"init_image must be at least {MIN_SIDE_PX} x {MIN_SIDE_PX} pixels after it is scaled "
+            f"to at most {limits.max_side_px} a side, given {width} x {height}",
+        )
+    return fitted[0], fitted[1]

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
-from tests.support.serving import Served, serving, until
 
 from configs.settings import TaskSettings
+from tests.support.serving import Served, serving, until
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ import pytest
 import ray
 from PIL import Image
 from ray import serve
+
 from tests.support.serving import PROMPT, Served, until
 
 

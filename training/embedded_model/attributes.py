@@ -73,7 +73,7 @@ CLOTHES: dict[str, str] = {
 # word -> (mouth variants, eyebrow variant)
 EXPRESSIONS: dict[str, tuple[tuple[str, ...], str]] = {
     "smiling": (("smile",), "defaultNatural"),
-    "grinning": (("twinkle",), "defaultNatural"),
+    "slight smile": (("twinkle",), "defaultNatural"),
     "sad": (("sad",), "sadConcernedNatural"),
     "serious": (("serious",), "defaultNatural"),
     "angry": (("grimace",), "angryNatural"),

@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL
 from torch import nn
 
 from training.embedded_model.data import open_pictures, write_json
-from training.embedded_model.loop import Progress, Stage
+from training.embedded_model.loop import Progress, Stage, save_atomically
 
 CROP_PX = 64
 KL_WEIGHT = 2e-4  # on the KL per latent value, relative to reconstruction per pixel
@@ -18,13 +18,13 @@ _VALIDATION = 64  # last pictures of the file, never cropped for training
 
 
 def build() -> AutoencoderKL:
-    """2.0 M parameters; narrow at full resolution, where the time goes, without attention."""
+    """2.6 M parameters; narrow at full resolution, where the time goes, without attention."""
     return AutoencoderKL(
         in_channels=3,
         out_channels=3,
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(16, 32, 64, 128),
+        block_out_channels=(24, 32, 64, 128),
         layers_per_block=1,
         latent_channels=4,
         norm_num_groups=8,
@@ -36,7 +36,7 @@ def build() -> AutoencoderKL:
 
 
 def to_tensor(pictures: np.ndarray) -> torch.Tensor:
-    """uint8 (n, h, w, 3) -> float (n, 3, h, w) in -1..1, channels last."""
+    """uint8 (n, h, w, 3) -> float (n, 3, h, w) in -1..1."""
     tensor = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2)
     return tensor.float().div(127.5).sub(1.0)
 
@@ -65,7 +65,7 @@ def crops(pictures: np.ndarray, batch: int, rng: np.random.Generator) -> torch.T
         if rng.random() < 0.15:
             crop = crop[..., rng.permutation(3)]
         out[i] = crop
-    return to_tensor(out).contiguous(memory_format=torch.channels_last)
+    return to_tensor(out)
 
 
 def _gradients(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -96,7 +96,7 @@ def validate(vae: AutoencoderKL, folder: Path, device: torch.device) -> float:
 
 def make_stage(folder: Path, horizon: int, batch: int, seed: int, device: torch.device) -> Stage:
     torch.manual_seed(seed)
-    modules = nn.ModuleDict({"vae": build()}).to(device, memory_format=torch.channels_last)
+    modules = nn.ModuleDict({"vae": build()}).to(device)
     return Stage(folder / "vae.pt", modules, 1e-3, horizon, batch, seed, device, ema_decay=0.998)
 
 
@@ -128,4 +128,62 @@ def trained(folder: Path, device: torch.device) -> AutoencoderKL:
     vae = build()
     state = torch.load(folder / "vae.pt", map_location="cpu", weights_only=True)["ema"]
     vae.load_state_dict({k.removeprefix("vae."): v for k, v in state.items()})
-    return vae.to(device, memory_format=torch.channels_last).eval()
+    return vae.to(device).eval()
+
+
+@torch.no_grad()
+def normalise(vae: AutoencoderKL, mean: torch.Tensor, std: torch.Tensor) -> None:
+    """Fold an affine into the two 1x1 convolutions around the latents, changing no picture.
+
+    `mean` and `std` (4,) are those of the raw latents. Afterwards latents times Stable Diffusion's
+    scaling factor have mean 0 and deviation 1 in every channel.
+    """
+    scale = 1 / (std * SD_SCALING)  # raw -> stored
+    quant, post = vae.quant_conv, vae.post_quant_conv
+    quant.weight[:4] *= scale.view(4, 1, 1, 1)
+    quant.bias[:4] = (quant.bias[:4] - mean) * scale
+    quant.bias[4:] += 2 * scale.log()  # the second half is the log variance
+    post.bias += post.weight[:, :, 0, 0] @ mean
+    post.weight /= scale.view(1, 4, 1, 1)
+
+
+@torch.no_grad()
+def encode(vae: AutoencoderKL, folder: Path, device: torch.device, half: bool) -> torch.Tensor:
+    """Latent means of all pictures, unscaled, float (n, 4, 16, 16), or (n, 4, 8, 8) at half size."""
+    pictures = open_pictures(folder)
+    out = []
+    for begin in range(0, len(pictures), 64):
+        images = to_tensor(pictures[begin : begin + 64]).to(device)
+        out.append(vae.encode(halve(images) if half else images).latent_dist.mode().cpu())
+    return torch.cat(out)
+
+
+def make_latents(folder: Path, device: torch.device) -> None:
+    """Normalise the trained autoencoder, keep it as `vae_final.pt`, cache `latents{64,128}.pt`."""
+    if (folder / "latents.json").exists():
+        return
+    vae = trained(folder, device)
+    raw = encode(vae, folder, device, half=False)
+    mean, std = raw.mean((0, 2, 3)), raw.std((0, 2, 3))
+    normalise(vae, mean.to(device), std.to(device))
+    save_atomically(vae.state_dict(), folder / "vae_final.pt")
+    big = (raw - mean.view(1, 4, 1, 1)) / std.view(1, 4, 1, 1)
+    small = encode(vae, folder, device, half=True) * SD_SCALING
+    save_atomically(big.half(), folder / "latents128.pt")
+    save_atomically(small.half(), folder / "latents64.pt")
+    statistics = {
+        "raw_mean": mean.tolist(),
+        "raw_std": std.tolist(),
+        "std_64": small.std((0, 2, 3)).tolist(),
+        "psnr_db": validate(vae, folder, device),
+        "pictures": len(big),
+    }
+    write_json(folder / "latents.json", statistics)
+    print(f"latents {statistics}", flush=True)
+
+
+def load_final(folder: Path, device: torch.device) -> AutoencoderKL:
+    """The normalised autoencoder of the `latents` stage."""
+    vae = build()
+    vae.load_state_dict(torch.load(folder / "vae_final.pt", map_location="cpu", weights_only=True))
+    return vae.to(device).eval()

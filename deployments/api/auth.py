@@ -1,0 +1,48 @@
+"""Who is asking: an API key, or nobody in particular where none are configured."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+
+from configs.settings import ApiSettings
+from deployments.api.errors import Unauthorized
+
+ANONYMOUS = "anonymous"
+MAX_KEY_CHARS = 512
+
+
+class KeyAuth:
+    """Knows the configured keys by their digests only."""
+
+    def __init__(self, settings: ApiSettings) -> None:
+        self.header = settings.key_header
+        self.required = bool(settings.keys)
+        keys = (key.get_secret_value() for key in settings.keys)
+        self._owners = {_digest(key): owner_of(key) for key in keys}
+
+    def owner(self, given: str | None) -> str:
+        """The stable owner id of a key. Raises Unauthorized.
+
+        Every configured key is compared, in constant time, so that timing tells nothing.
+        """
+        if not self.required:
+            return ANONYMOUS
+        if not given or len(given) > MAX_KEY_CHARS:
+            raise Unauthorized
+        digest, found = _digest(given), None
+        for known, owner in self._owners.items():
+            if hmac.compare_digest(digest, known):
+                found = owner
+        if found is None:
+            raise Unauthorized
+        return found
+
+
+def owner_of(key: str) -> str:
+    """A stable id of a key that does not tell the key."""
+    return hashlib.sha256(b"daguerre owner\0" + key.encode()).hexdigest()[:32]
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode("utf-8", "replace")).digest()

@@ -1,0 +1,187 @@
+"""The one table from what went wrong to what HTTP answers, for every dialect."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from deployments.storage.store import ObjectNotFound, StorageUnavailable
+from deployments.tasks.errors import (
+    AlreadyEnded,
+    IdempotencyConflict,
+    NotQueued,
+    QueueFull,
+    StoreUnavailable,
+    TaskNotFound,
+)
+from pipelines.errors import InvalidRequest
+
+MAX_SHOWN = 80
+
+
+class Unauthorized(Exception):
+    """No API key, or a wrong one."""
+
+
+class Forbidden(Exception):
+    """A browser page of another origin asked for a change."""
+
+
+class UnknownHost(Exception):
+    """The Host header names no address of ours."""
+
+
+class UnsupportedMediaType(Exception):
+    """The body is not declared as JSON."""
+
+
+class BodyTooLarge(HTTPException):
+    """Raised while a body is read, past the frameworks that pass on HTTPException only."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(413, f"the request body must be at most {limit} bytes")
+
+    def __str__(self) -> str:
+        return self.detail
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How one class of errors is answered."""
+
+    status: int
+    code: str
+    message: str | None = None
+    """None: the error's own words, which are meant for users."""
+    field: Callable[[Any], tuple[str, ...]] | None = None
+    """Where the fault lies in the request, if in one place."""
+    headers: Callable[[Any], dict[str, str]] | None = None
+
+
+def retry_after(seconds: float) -> dict[str, str]:
+    return {"Retry-After": str(max(1, math.ceil(seconds)))}
+
+
+def _place(error: InvalidRequest) -> tuple[str, ...]:
+    return ("query" if error.field == "cursor" else "body", error.field)
+
+
+RULES: dict[type[Exception], Rule] = {
+    Unauthorized: Rule(
+        401,
+        "unauthorized",
+        "API Key无效或缺失",
+        headers=lambda _: {"WWW-Authenticate": "ApiKey"},
+    ),
+    Forbidden: Rule(403, "cross_origin"),
+    TaskNotFound: Rule(404, "task_not_found", "任务不存在"),
+    ObjectNotFound: Rule(404, "not_found", "Not Found"),
+    AlreadyEnded: Rule(409, "already_ended"),
+    NotQueued: Rule(409, "not_queued"),
+    IdempotencyConflict: Rule(409, "idempotency_conflict"),
+    BodyTooLarge: Rule(413, "body_too_large", headers=lambda _: {"Connection": "close"}),
+    UnsupportedMediaType: Rule(415, "content_type", field=lambda _: ("header", "Content-Type")),
+    UnknownHost: Rule(421, "unknown_host"),
+    InvalidRequest: Rule(422, "value_error", field=_place),
+    QueueFull: Rule(429, "queue_full", headers=lambda error: retry_after(error.retry_after_s)),
+    StoreUnavailable: Rule(
+        503,
+        "store_unavailable",
+        "The task store is unavailable, try again.",
+        headers=lambda _: retry_after(1),
+    ),
+    StorageUnavailable: Rule(
+        503,
+        "storage_unavailable",
+        "The object store is unavailable, try again.",
+        headers=lambda _: retry_after(1),
+    ),
+    TimeoutError: Rule(
+        503, "timeout", "The request took too long, try again.", headers=lambda _: retry_after(1)
+    ),
+}
+
+
+def install(app: FastAPI) -> None:
+    """Answer every error of the table, of validation, of HTTP, and any unforeseen one."""
+    for error in RULES:
+        app.add_exception_handler(error, _by_rule)
+    app.add_exception_handler(RequestValidationError, _by_validation)
+    app.add_exception_handler(HTTPException, _by_status)
+    app.add_exception_handler(Exception, _unforeseen)
+
+
+def rule_of(error: Exception) -> Rule:
+    """The rule of the nearest class; KeyError where the table has none."""
+    return next(RULES[kind] for kind in type(error).__mro__ if kind in RULES)
+
+
+def answer(error: Exception) -> JSONResponse:
+    """The response that the table gives an error."""
+    rule = rule_of(error)
+    message = rule.message or str(error)
+    detail: Any = message
+    if rule.field is not None:
+        detail = [{"loc": list(rule.field(error)), "msg": message, "type": rule.code}]
+    headers = rule.headers(error) if rule.headers else {}
+    return JSONResponse({"detail": detail}, rule.status, {"X-Error-Code": rule.code} | headers)
+
+
+def shown(value: object) -> str:
+    """A given value as a message may repeat it: short, printable, valid UTF-8."""
+    if isinstance(value, dict | list | tuple):
+        return "an object" if isinstance(value, dict) else "a list"
+    if isinstance(value, int) and abs(value) > 10**MAX_SHOWN:
+        return "a number of more than 80 digits"
+    text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
+    return text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "..."
+
+
+async def _by_rule(request: Request, error: Exception) -> JSONResponse:
+    return answer(error)
+
+
+async def _by_validation(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    detail = [_field_error(each) for each in error.errors()]
+    return JSONResponse({"detail": detail}, 422, {"X-Error-Code": "validation"})
+
+
+async def _by_status(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
+    headers = {"X-Error-Code": code} | dict(error.headers or {})
+    return JSONResponse({"detail": error.detail}, error.status_code, headers)
+
+
+async def _unforeseen(request: Request, error: Exception) -> JSONResponse:
+    # Outside of our middlewares, so the request id is put on here; the log has the traceback.
+    headers = {"X-Error-Code": "internal", "X-Request-ID": request.scope.get("request_id", "-")}
+    return JSONResponse({"detail": "Internal Server Error"}, 500, headers)
+
+
+def _field_error(error: dict[str, Any]) -> dict[str, Any]:
+    """One entry in the documented shape; names the limit (pydantic's words) and the given value."""
+    loc = [part if isinstance(part, int) else _name(part) for part in error["loc"]]
+    kind, message = error["type"], error["msg"]
+    if kind == "missing":
+        return {"loc": loc, "msg": "field required", "type": "value_error.missing"}
+    if kind == "json_invalid":
+        message = f"the body is not valid JSON: {error['ctx']['error']}"
+        return {"loc": ["body"], "msg": message, "type": "value_error.jsondecode"}
+    if kind == "extra_forbidden":
+        return {"loc": loc, "msg": "unknown field", "type": "value_error.extra"}
+    message = message.removeprefix("Value error, ")
+    return {"loc": loc, "msg": f"{message}, given {shown(error['input'])}", "type": kind}
+
+
+def _name(part: object) -> str:
+    return str(part).encode("ascii", "backslashreplace").decode()[:MAX_SHOWN]

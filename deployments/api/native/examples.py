@@ -1,0 +1,131 @@
+"""Examples for the documentation pages; each is valid, and tested to be."""
+
+from __future__ import annotations
+
+from typing import Any
+
+TASK_ID = "550e8400-e29b-41d4-a716-446655440000"
+_URL = f"http://localhost:8000/files/4VkPKxw6bT2JxGf8qk3o1aZ0mY7dHc5R/results/{TASK_ID}/1"
+_TINY_PNG = (
+    "iVBORw0KGgoAAAANSUhEUgAAAEAAAABACAIAAAAlC+aJAAAAVElEQVR4nO3PQQkAMAzAwPo3vYlYYAwuJ+DmaB4X0AEd"
+    "0AEd0AEd0AEd0AEd0AEd0AEd0AEd0AEd0AEd0AEd0AEd0AEd0AEd0AEd0AEd0AEd0AEd0PcdsJ2fCvd8ASfoAAAAAElFTkSu"
+    "QmCC"
+)
+
+GENERATE: dict[str, dict[str, Any]] = {
+    "text to image": {
+        "prompt": "a beautiful landscape with mountains and lakes, sunset, highly detailed, 4k",
+        "width": 512,
+        "height": 512,
+        "num_images": 1,
+        "guidance_scale": 7.5,
+        "num_inference_steps": 30,
+        "output_format": "png",
+    },
+    "image to image": {
+        "prompt": "anime style, vibrant colors",
+        "init_image": f"data:image/png;base64,{_TINY_PNG}",
+        "strength": 0.7,
+        "guidance_scale": 7.5,
+        "num_inference_steps": 30,
+    },
+    "three pictures, reproducible": {
+        "prompt": "a magical forest with glowing mushrooms",
+        "negative_prompt": "blurry",
+        "num_images": 3,
+        "seed": 12345,
+        "scheduler": "EulerDiscreteScheduler",
+        "output_format": "webp",
+        "callback_url": "https://example.com/api/callback",
+    },
+}
+
+PRIORITY: dict[str, Any] = {"priority": 10}
+
+CREATED: dict[str, Any] = {
+    "task_id": TASK_ID,
+    "status": "pending",
+    "message": "任务已创建，正在处理中",
+}
+
+_COMMON: dict[str, Any] = {
+    "task_id": TASK_ID,
+    "result_url": None,
+    "result_urls": None,
+    "error_message": None,
+    "created_at": "2026-01-01T12:00:00.125000+00:00",
+    "updated_at": "2026-01-01T12:00:30.500000+00:00",
+    "model": "embedded",
+    "prompt": "a magical forest with glowing mushrooms",
+    "seed": 12345,
+    "priority": 0,
+    "progress": {"step": 30, "steps": 30},
+    "position": None,
+}
+
+WAITING: dict[str, Any] = _COMMON | {
+    "status": "pending",
+    "progress": {"step": 0, "steps": 0},
+    "position": {"ahead": 2, "eta_s": 41.5},
+}
+COMPLETED: dict[str, Any] = _COMMON | {"status": "completed", "result_url": f"{_URL}/0.png"}
+COMPLETED_SEVERAL: dict[str, Any] = _COMMON | {
+    "status": "completed",
+    "result_urls": [f"{_URL}/0.png", f"{_URL}/1.png"],
+}
+FAILED: dict[str, Any] = _COMMON | {
+    "status": "failed",
+    "error_message": "生成过程中发生错误",
+    "progress": {"step": 12, "steps": 30},
+}
+CANCELED: dict[str, Any] = _COMMON | {"status": "canceled"}
+
+TASKS: dict[str, dict[str, Any]] = {
+    "completed, one picture": COMPLETED,
+    "completed, several pictures": COMPLETED_SEVERAL,
+    "failed": FAILED,
+    "waiting": WAITING,
+}
+
+TASK_LIST: dict[str, Any] = {"tasks": [COMPLETED, CANCELED], "next_cursor": "0.41"}
+
+EVENTS = """\
+id: 1767268800125-0
+event: status
+data: {"task_id": "550e8400-e29b-41d4-a716-446655440000", "status": "processing"}
+
+id: 1767268801250-0
+event: progress
+data: {"step": 12, "steps": 30}
+
+id: 1767268801300-0
+event: preview
+data: {"image": "data:image/jpeg;base64,/9j/4AAQSkZJRg..."}
+
+"""
+
+HEALTH: dict[str, Any] = {"status": "ok", "model_loaded": True}
+UNAVAILABLE: dict[str, Any] = {"status": "unavailable", "model_loaded": False}
+
+UNAUTHORIZED: dict[str, Any] = {"detail": "API Key无效或缺失"}
+NOT_FOUND: dict[str, Any] = {"detail": "任务不存在"}
+ALREADY_ENDED: dict[str, Any] = {"detail": "The task has already succeeded."}
+NOT_QUEUED: dict[str, Any] = {"detail": "The task is running, not waiting in a queue."}
+TOO_LARGE: dict[str, Any] = {"detail": "the request body must be at most 33554432 bytes"}
+QUEUE_FULL: dict[str, Any] = {"detail": "The queue is full: 1000 tasks are waiting."}
+STORE_AWAY: dict[str, Any] = {"detail": "The task store is unavailable, try again."}
+IDEMPOTENCY: dict[str, Any] = {
+    "detail": "The idempotency key 'order-17' was used with another request."
+}
+INVALID: dict[str, Any] = {
+    "detail": [{"loc": ["body", "prompt"], "msg": "field required", "type": "value_error.missing"}]
+}
+NOT_JSON: dict[str, Any] = {
+    "detail": [
+        {
+            "loc": ["header", "Content-Type"],
+            "msg": "Content-Type must be application/json, given 'text/plain'",
+            "type": "content_type",
+        }
+    ]
+}

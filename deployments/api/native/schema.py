@@ -1,0 +1,181 @@
+"""Bodies of the native API, field by field as its document has them."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, field_validator
+
+from deployments.api.native import examples
+from deployments.api.services import MAX_DELAY_S, Submission
+from deployments.tasks.image import ImageFields, Real, Text, Whole
+from deployments.tasks.model import MAX_PRIORITY, MIN_PRIORITY, Position, Status, Task
+
+StatusWord = Literal["pending", "processing", "completed", "failed", "canceled"]
+
+WORDS: dict[Status, StatusWord] = {
+    Status.SCHEDULED: "pending",
+    Status.QUEUED: "pending",
+    Status.RUNNING: "processing",
+    Status.SUCCEEDED: "completed",
+    Status.FAILED: "failed",
+    Status.CANCELED: "canceled",
+}
+
+CREATED = "任务已创建，正在处理中"
+
+# Pydantic would write `Z`, which older clients' date parsers refuse.
+Time = Annotated[
+    datetime,
+    PlainSerializer(
+        lambda time: time.isoformat(), when_used="json", return_type=Annotated[str, Field()]
+    ),
+]
+
+
+def statuses_of(word: StatusWord | None) -> tuple[Status | None, ...]:
+    """The store's statuses that the word stands for; `(None,)` for all of them."""
+    if word is None:
+        return (None,)
+    return tuple(status for status in (*Status,) if WORDS[status] == word)
+
+
+class GenerateBody(ImageFields):
+    """What to draw; with `init_image` from that picture, else from the prompt alone."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": list(examples.GENERATE.values())})
+
+    init_image: str | None = Field(
+        None,
+        description="Picture to start from: a base64 data URL of a PNG, JPEG or WebP file.",
+    )
+    callback_url: Text | None = Field(
+        None, max_length=2048, description="The result is posted here when the task has ended."
+    )
+    model: Text | None = Field(None, max_length=200, description="A configured model's name.")
+    priority: Whole | None = Field(
+        0, ge=MIN_PRIORITY, le=MAX_PRIORITY, description="Higher starts earlier."
+    )
+    delay_s: Real | None = Field(
+        0, ge=0, le=MAX_DELAY_S, description="Start no earlier than this from now, seconds."
+    )
+    idempotency_key: Text | None = Field(
+        None,
+        min_length=1,
+        max_length=255,
+        description="The same key and body again give the same task; also as the header "
+        "Idempotency-Key.",
+    )
+    lora: list[Any] | None = Field(None, description="Not served yet: leave it out or empty.")
+
+    @field_validator("lora")
+    @classmethod
+    def _no_lora(cls, value: list[Any] | None) -> list[Any] | None:
+        if value:
+            raise ValueError("lora is not served yet: at most 0 entries")
+        return value
+
+    def to_domain(self, idempotency_key: str | None) -> Submission:
+        """The same in no dialect's words; a key in the body goes before that of the header."""
+        return Submission(
+            fields=ImageFields(**self.model_dump(include=set(ImageFields.model_fields))),
+            model=self.model,
+            init_image=self.init_image,
+            priority=self.priority or 0,
+            delay_s=self.delay_s or 0.0,
+            callback_url=self.callback_url,
+            idempotency_key=self.idempotency_key or idempotency_key,
+        )
+
+
+class PriorityBody(BaseModel):
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [examples.PRIORITY]})
+
+    priority: Whole = Field(ge=MIN_PRIORITY, le=MAX_PRIORITY, description="Higher starts earlier.")
+
+
+class CreatedView(BaseModel):
+    task_id: str
+    status: StatusWord
+    message: str
+
+    @classmethod
+    def of(cls, task: Task) -> CreatedView:
+        return cls(task_id=task.id, status=WORDS[task.status], message=CREATED)
+
+
+class ProgressView(BaseModel):
+    step: int = Field(description="Denoising steps done, over all pictures of the task.")
+    steps: int = Field(description="Denoising steps in all; 0 while not known.")
+
+
+class PositionView(BaseModel):
+    ahead: int = Field(description="Tasks that start before this one.")
+    eta_s: float | None = Field(description="Seconds until it is done; null while unmeasured.")
+
+
+class TaskView(BaseModel):
+    """A task; the first seven fields are the documented ones."""
+
+    task_id: str
+    status: StatusWord
+    result_url: str | None = Field(description="Of one picture (`num_images` is 1).")
+    result_urls: list[str] | None = Field(description="Of several pictures, in order of seed.")
+    error_message: str | None = Field(description="Why it failed.")
+    created_at: Time
+    updated_at: Time
+    model: str
+    prompt: str | None
+    seed: int | None = Field(description="Of the first picture; picture i has seed + i.")
+    priority: int
+    progress: ProgressView
+    position: PositionView | None = Field(description="While it waits; null in lists.")
+
+    @classmethod
+    def of(cls, task: Task, urls: list[str], position: Position | None = None) -> TaskView:
+        single = task.input.get("num_images", 1) == 1
+        failed = task.status is Status.FAILED and task.error is not None
+        return cls(
+            task_id=task.id,
+            status=WORDS[task.status],
+            result_url=urls[0] if urls and single else None,
+            result_urls=urls if urls and not single else None,
+            error_message=task.error.message if failed and task.error else None,
+            created_at=task.created_at,
+            updated_at=task.updated_at,
+            model=task.queue,
+            prompt=task.input.get("prompt"),
+            seed=task.input.get("seed"),
+            priority=task.priority,
+            progress=ProgressView(step=task.progress.step, steps=task.progress.steps),
+            position=PositionView(ahead=position.ahead, eta_s=position.eta_s) if position else None,
+        )
+
+
+class TaskList(BaseModel):
+    tasks: list[TaskView] = Field(description="Newest first.")
+    next_cursor: str | None = Field(description="Give it as `cursor` for the next page.")
+
+
+class HealthView(BaseModel):
+    status: Literal["ok", "unavailable"]
+    model_loaded: bool = Field(description="A worker of the default model is ready.")
+
+
+class Problem(BaseModel):
+    """Any error but a refused field."""
+
+    detail: str
+
+
+class FieldProblem(BaseModel):
+    loc: list[str | int] = Field(description="Where: `body`, `query` or `header`, then the field.")
+    msg: str = Field(description="What is wrong, with the limit and the given value.")
+    type: str
+
+
+class ValidationProblem(BaseModel):
+    """Refused fields."""
+
+    detail: list[FieldProblem]

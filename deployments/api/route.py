@@ -1,0 +1,101 @@
+"""How a route of ours reads its request: key first, then declared type, then strict JSON."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Coroutine
+from typing import Annotated, Any
+
+from fastapi import Depends, Request, Response
+from fastapi.routing import APIRoute
+
+from deployments.api.auth import KeyAuth
+from deployments.api.errors import UnsupportedMediaType, shown
+from deployments.api.services import Services
+
+REQUEST_TIMEOUT_S = 120.0
+"""For reading the body and answering; streams go on after it. Serve's own request timeout can be
+switched off by any client with a header."""
+
+
+def services_of(request: Request) -> Services:
+    services: Services = request.app.state.services
+    return services
+
+
+def owner_of(request: Request) -> str:
+    owner: str = request.state.owner
+    return owner
+
+
+ServicesDep = Annotated[Services, Depends(services_of)]
+OwnerDep = Annotated[str, Depends(owner_of)]
+
+
+class StrictRequest(Request):
+    """A request whose JSON means one thing only."""
+
+    async def json(self) -> Any:
+        """The body. Raises json.JSONDecodeError, which is answered with 422, for all faults."""
+        return parse_json(await self.body())
+
+
+class KeyedRoute(APIRoute):
+    """A route behind the API key."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handler = super().get_route_handler()
+        has_body = self.body_field is not None
+
+        async def keyed(request: Request) -> Response:
+            auth: KeyAuth = request.app.state.auth
+            request.state.owner = auth.owner(request.headers.get(auth.header))
+            if has_body:
+                _check_content_type(request.headers.get("content-type", ""))
+            async with asyncio.timeout(REQUEST_TIMEOUT_S):
+                return await handler(StrictRequest(request.scope, request.receive))
+
+        return keyed
+
+
+def parse_json(body: bytes) -> Any:
+    """JSON as RFC 8259 has it: UTF-8, finite numbers, no key twice, nested a little at most.
+
+    Raises json.JSONDecodeError.
+    """
+    try:
+        return json.loads(
+            body.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant
+        )
+    except json.JSONDecodeError:
+        raise
+    except UnicodeDecodeError as error:
+        raise json.JSONDecodeError(f"not UTF-8 at byte {error.start}", "", error.start) from None
+    except RecursionError:
+        raise json.JSONDecodeError("nested too deeply", "", 0) from None
+    except ValueError as error:
+        raise json.JSONDecodeError(str(error), "", 0) from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise ValueError(f"the key {shown(twice)} is there twice")
+    return found
+
+
+def _refuse_constant(word: str) -> None:
+    raise ValueError(f"{word} is not a JSON number")
+
+
+def _check_content_type(given: str) -> None:
+    kind = given.partition(";")[0].strip().lower()
+    if kind != "application/json" and not (
+        kind.startswith("application/") and kind.endswith("+json")
+    ):
+        raise UnsupportedMediaType(
+            f"Content-Type must be application/json, given {shown(given) if given else 'none'}"
+        )

@@ -1,0 +1,221 @@
+"""The verbs that every dialect calls; dialects only translate words."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import uuid
+from dataclasses import dataclass
+
+from configs.settings import Settings
+from deployments.api.errors import shown
+from deployments.fetch import check_url
+from deployments.log import TaskLogger, get_logger
+from deployments.storage.store import ObjectStore
+from deployments.tasks.errors import StoreUnavailable, TaskNotFound
+from deployments.tasks.exchange import Page
+from deployments.tasks.image import INPUT_PREFIX, MIN_SIDE_PX, ImageFields, Size
+from deployments.tasks.model import TERMINAL, Event, NewTask, Position, Status, Task
+from deployments.tasks.store import TaskStore
+from pipelines.errors import InvalidRequest
+from pipelines.images import decode_data_url, decode_image
+
+log = get_logger(__name__)
+
+MAX_DELAY_S = 7 * 86400.0
+_DECODERS = 4
+"""Clients' pictures decoded at once: each may take 3 bytes a pixel of `max_input_pixels`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submission:
+    """One request for pictures, in no dialect's words."""
+
+    fields: ImageFields
+    model: str | None = None
+    init_image: str | None = None
+    """A data URL."""
+    priority: int = 0
+    delay_s: float = 0.0
+    callback_url: str | None = None
+    idempotency_key: str | None = None
+
+    def fingerprint(self) -> str:
+        """Equal for equal requests: tells a repeated one from another one under the same key."""
+        rest = (self.model, self.init_image, self.priority, self.delay_s, self.callback_url)
+        text = json.dumps([self.fields.model_dump(), rest], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Health:
+    reachable: bool
+    """The task store answers."""
+    model_loaded: bool
+    """A worker of the default model is there."""
+
+
+class Services:
+    """Holds nothing but clients: any replica answers for any task.
+
+    Each verb may be cancelled at any await (the client went away): a change is one atomic store
+    call, and what comes before it leaves at most an orphaned blob, which is swept by age.
+    """
+
+    def __init__(self, settings: Settings, store: TaskStore, objects: ObjectStore) -> None:
+        self.settings = settings
+        self.store = store
+        self.objects = objects
+        self._decoders = asyncio.Semaphore(_DECODERS)
+
+    async def close(self) -> None:
+        """Release all connections."""
+        await self.store.close()
+        await self.objects.close()
+
+    async def generate(self, new: Submission, owner: str) -> Task:
+        """Create a task, or find the one made by the same idempotency key.
+
+        Raises InvalidRequest, QueueFull, IdempotencyConflict, StoreUnavailable,
+        StorageUnavailable.
+        """
+        model = self._model(new.model)
+        if new.callback_url is not None:
+            await check_url(new.callback_url, self._url_policy)
+        init = await self._decode(new.init_image) if new.init_image is not None else None
+        order = new.fields.resolve(
+            self.settings, model=model, init_image=(init.key, init.size) if init else None
+        )
+        if init is not None:
+            await self.objects.put(init.key, init.data, init.content_type)
+        task, created = await self.store.create(
+            NewTask(
+                queue=model,
+                owner=owner,
+                input=order.model_dump(mode="json"),
+                priority=new.priority,
+                delay_s=new.delay_s,
+                callback_url=new.callback_url,
+                idempotency_key=new.idempotency_key,
+            ),
+            task_id=str(uuid.uuid4()),
+            fingerprint=new.fingerprint(),
+        )
+        TaskLogger(log, task.id).info("created" if created else "asked for again")
+        return task
+
+    async def task(self, task_id: str, owner: str) -> Task:
+        """Raises TaskNotFound, also for another owner's."""
+        return await self.store.get(_checked_id(task_id), owner=owner)
+
+    async def position(self, task: Task) -> Position | None:
+        """None unless it waits."""
+        if task.status not in (Status.QUEUED, Status.SCHEDULED):
+            return None
+        return await self.store.position(task.id)
+
+    async def tasks(
+        self, owner: str, statuses: tuple[Status | None, ...], limit: int, cursor: str | None
+    ) -> Page:
+        """One page of an owner's tasks, status after status, each newest first.
+
+        `(None,)` is every status at once. Raises InvalidRequest for a foreign cursor.
+        """
+        index, inner = _parse_cursor(cursor, len(statuses))
+        found: list[Task] = []
+        while True:
+            page = await self.store.list(
+                owner=owner, status=statuses[index], limit=limit - len(found), cursor=inner
+            )
+            found += page.tasks
+            inner = page.next_cursor
+            index += inner is None
+            if index == len(statuses):
+                return Page(tuple(found), None)
+            if len(found) >= limit:
+                return Page(tuple(found), f"{index}.{inner or ''}")
+
+    async def cancel(self, task_id: str, owner: str) -> Task:
+        """Raises TaskNotFound, AlreadyEnded."""
+        task = await self.store.cancel(_checked_id(task_id), owner=owner)
+        TaskLogger(log, task.id).info("canceled")
+        return task
+
+    async def set_priority(self, task_id: str, priority: int, owner: str) -> Task:
+        """Raises TaskNotFound, NotQueued."""
+        return await self.store.set_priority(_checked_id(task_id), priority, owner=owner)
+
+    async def move_to_front(self, task_id: str, owner: str) -> Task:
+        """Raises TaskNotFound, NotQueued."""
+        return await self.store.move_to_front(_checked_id(task_id), owner=owner)
+
+    async def events(self, task: Task, after: str, block_s: float) -> list[Event]:
+        """What happened to a task after an event id; makes its worker tell progress."""
+        return await self.store.events(
+            task.id, after=after, block_s=0 if task.status in TERMINAL else block_s
+        )
+
+    async def urls(self, task: Task, base: str) -> list[str]:
+        """Addresses of its pictures; `base` stands before those of a local store."""
+        found = [await self.objects.url(output.key) for output in task.outputs]
+        return [base + url if url.startswith("/") else url for url in found]
+
+    async def health(self) -> Health:
+        """Never raises for a store that is away."""
+        try:
+            workers = await self.store.workers(self.settings.default_model)
+        except StoreUnavailable as error:
+            log.warning("health: %s", error)
+            return Health(reachable=False, model_loaded=False)
+        return Health(reachable=True, model_loaded=bool(workers))
+
+    def _model(self, name: str | None) -> str:
+        models = self.settings.models
+        if name is not None and name not in models:
+            raise InvalidRequest("model", f"model must be one of {list(models)}, given {shown(name)}")
+        return name or self.settings.default_model
+
+    async def _decode(self, data_url: str) -> InitImage:
+        async with self._decoders:
+            return await asyncio.to_thread(_decode_init_image, data_url, self.settings)
+
+
+@dataclass(frozen=True)
+class InitImage:
+    key: str
+    data: bytes
+    content_type: str
+    size: Size
+
+
+def _decode_init_image(data_url: str, settings: Settings) -> InitImage:
+    """Judged whole, in a thread; kept as the client sent it. Raises InvalidImage."""
+    data = decode_data_url(
+        data_url, field="init_image", max_bytes=settings.http.max_body_bytes
+    )
+    image = decode_image(
+        data, max_pixels=settings.limits.max_input_pixels, min_side_px=MIN_SIDE_PX
+    )
+    # Named by content: the same picture sent again is stored once, and a repeated put renews it.
+    key = INPUT_PREFIX + hashlib.sha256(data).hexdigest()
+    return InitImage(key, data, "application/octet-stream", image.size)
+
+
+def _checked_id(task_id: str) -> str:
+    """A canonical id; anything else names no task."""
+    try:
+        return str(uuid.UUID(task_id))
+    except ValueError:
+        raise TaskNotFound(task_id) from None
+
+
+def _parse_cursor(cursor: str | None, statuses: int) -> tuple[int, str | None]:
+    if cursor is None:
+        return 0, None
+    index, dot, inner = cursor.partition(".")
+    if not dot or index not in [str(i) for i in range(statuses)] or len(cursor) > 40:
+        raise InvalidRequest(
+            "cursor", f"cursor must be a next_cursor of this list, given {shown(cursor)}"
+        )
+    return int(index), inner or None

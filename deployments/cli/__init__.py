@@ -1,0 +1,47 @@
+"""The command line. Commands import what they need when they run, so that help is instant."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from deployments.cli import demo, doctor, generate, tasks, up
+
+app = typer.Typer(
+    name="daguerre",
+    help="Prompts become pictures: a server, its client, and a local engine.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_show_locals=False,
+    add_completion=False,
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"daguerre {version('daguerre')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    """Prompts become pictures: a server, its client, and a local engine."""
+
+
+for command in (up.up, generate.generate, tasks.tasks, tasks.cancel, doctor.doctor, demo.demo):
+    app.command()(command)
+
+
+def main() -> None:
+    """The `daguerre` command."""
+    app()

@@ -1,0 +1,174 @@
+"""`daguerre generate`: a prompt becomes picture files, by a server or in this process."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from deployments.cli.fault import CliFault, ExitCode, faults_as_messages
+from deployments.cli.options import DEFAULT_URL, ApiKey, Config, Url, connected
+
+if TYPE_CHECKING:
+    from deployments.cli.client import Client
+    from deployments.cli.progress import ProgressLine
+    from deployments.cli.wire import RemoteTask
+
+MAX_SEED = 2**63 - 1
+
+Prompt = Annotated[str, typer.Argument(help="What to draw.", show_default=False)]
+Negative = Annotated[str | None, typer.Option("--negative", help="What not to draw.")]
+Width = Annotated[int | None, typer.Option(min=8, help="Pixels; by default the model's own.")]
+Height = Annotated[int | None, typer.Option(min=8, help="Pixels; by default the model's own.")]
+Steps = Annotated[int | None, typer.Option("--steps", min=1, help="Denoising steps.")]
+Guidance = Annotated[
+    float | None, typer.Option("--guidance", min=0, help="How closely to follow the prompt.")
+]
+Scheduler = Annotated[
+    str | None,
+    typer.Option(help="Sampler by its diffusers name, e.g. EulerDiscreteScheduler."),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option(min=0, max=MAX_SEED, help="Same seed, same picture. Picture i has seed + i."),
+]
+NumImages = Annotated[int, typer.Option("--num-images", "-n", min=1, help="Pictures to draw.")]
+InitImage = Annotated[
+    Path | None,
+    typer.Option("--init-image", dir_okay=False, help="Picture to start from: PNG, JPEG, WEBP."),
+]
+Strength = Annotated[
+    float | None,
+    typer.Option(min=0, max=1, help="With --init-image: how much of it is redrawn."),
+]
+Format = Annotated[
+    Literal["png", "jpg", "jpeg", "webp"] | None,
+    typer.Option("--format", help="By default as -o says, or png."),
+]
+Output = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", help="File or folder. Several: NAME-1.png, NAME-2.png ..."),
+]
+Model = Annotated[str | None, typer.Option(help="One of the configured models, by name.")]
+Priority = Annotated[int | None, typer.Option(min=-100, max=100, help="Higher is drawn earlier.")]
+Local = Annotated[
+    bool, typer.Option("--local", help="Draw in this process, with no server (see --config).")
+]
+
+
+def generate(
+    prompt: Prompt,
+    negative: Negative = None,
+    width: Width = None,
+    height: Height = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    scheduler: Scheduler = None,
+    seed: Seed = None,
+    num_images: NumImages = 1,
+    init_image: InitImage = None,
+    strength: Strength = None,
+    format_: Format = None,
+    output: Output = None,
+    model: Model = None,
+    priority: Priority = None,
+    local: Local = False,
+    config: Config = None,
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
+) -> None:
+    """Draw a picture and print its path.
+
+    Examples:
+
+        daguerre generate "a red hoodie, yellow background" -o me.png
+
+        daguerre generate "two foxes" -n 4 --seed 7 --steps 30 -o foxes.webp
+
+        daguerre generate "in watercolour" --init-image me.png --strength 0.6
+
+        daguerre generate "a lighthouse" --local
+
+    Exit codes: 0 done, 1 failed, 2 refused, 3 no server, 4 canceled, 130 interrupted.
+    """
+    from deployments.cli import picture
+
+    with faults_as_messages():
+        chosen = picture.chosen_format(format_, output)
+        start = picture.read_picture(init_image) if init_image is not None else None
+        body: dict[str, Any] = {
+            "prompt": prompt,
+            "negative_prompt": negative,
+            "width": width,
+            "height": height,
+            "num_inference_steps": steps,
+            "guidance_scale": guidance,
+            "scheduler": scheduler,
+            "seed": seed,
+            "num_images": num_images,
+            "strength": strength,
+            "output_format": chosen,
+            "model": model,
+            "priority": priority,
+        }
+        fields = {name: value for name, value in body.items() if value is not None}
+        task_id = str(uuid.uuid4())
+        target = picture.writable_target(output, chosen, prompt, task_id)
+        if local:
+            from deployments.cli.local import draw
+
+            pictures = draw(fields, start, config)
+        else:
+            if start is not None:
+                fields["init_image"] = picture.data_url(start)
+            with connected(url, api_key) as client:
+                pictures = remote_pictures(client, fields)
+        for path in picture.write_pictures(target, pictures):
+            typer.echo(path)
+
+
+def remote_pictures(client: Client, fields: dict[str, Any]) -> list[bytes]:
+    """Submit, follow to the end with a progress bar, download. Ctrl-C cancels the task."""
+    from deployments.cli.progress import ProgressLine
+
+    with ProgressLine() as line:
+        task = client.submit(fields)
+        try:
+            ended = client.wait(task.id, lambda task: show(line, task))
+        except KeyboardInterrupt:
+            _cancel(client, task.id)
+            raise
+        if ended.status == "completed":
+            return [client.download(url) for url in ended.urls]
+    raise end_fault(ended)
+
+
+def show(line: ProgressLine, task: RemoteTask) -> None:
+    """The task's state on the progress line."""
+    if task.is_waiting:
+        line.waiting(task.ahead, task.eta_s)
+    elif not task.ended:
+        line.step(task.step, task.steps)
+
+
+def end_fault(task: RemoteTask) -> CliFault:
+    """Why an ended task has no pictures."""
+    if task.status == "canceled":
+        return CliFault(f"task {task.id} was canceled", ExitCode.CANCELED)
+    return CliFault(f"task {task.id} failed: {task.error or 'no reason given'}", ExitCode.FAILED)
+
+
+def _cancel(client: Client, task_id: str) -> None:
+    from deployments.cli.wire import ApiError, Unreachable
+
+    try:
+        client.cancel(task_id)
+    except ApiError as refusal:
+        # it ended in the meantime, or this server cannot cancel: say so, no more
+        typer.echo(f"task {task_id} could not be canceled: {refusal}", err=True)
+    except Unreachable:
+        typer.echo(f"task {task_id} may still run: the server does not answer", err=True)
+    else:
+        typer.echo(f"task {task_id} is canceled", err=True)

@@ -1,0 +1,117 @@
+"""Runs tasks.lua on a Redis server: time-outs, retries and error classes are all decided here."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import hashlib
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, cast
+
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialBackoff, NoBackoff
+from redis.exceptions import NoScriptError, RedisError
+
+from deployments.tasks.errors import StoreUnavailable
+from deployments.tasks.model import SCHEMA_VERSION, TERMINAL, TRANSITIONS, Kind
+
+DEADLINE_S = 1.5  # of one command with all its retries: a submit fails fast
+_ANSWER_S, _CONNECT_S = 1.0, 0.5
+_RETRIES = 5  # 0.05 ... 0.4 s apart: rides out an embedded server's restart, within the deadline
+_MAX_BLOCK_S = 30.0
+_MAX_COMMAND_CONNECTIONS, _MAX_BLOCKING_CONNECTIONS = 64, 512
+
+
+def command_client(url: str) -> Redis:
+    """For commands that answer at once. Repeats are safe: the scripts are idempotent."""
+    backoff = ExponentialBackoff(cap=0.4, base=0.05)
+    return _client(url, Retry(backoff, _RETRIES), _ANSWER_S, _MAX_COMMAND_CONNECTIONS)
+
+
+def blocking_client(url: str) -> Redis:
+    """For reads that wait: the socket outwaits the block, and nothing is repeated."""
+    return _client(url, Retry(NoBackoff(), 0), _MAX_BLOCK_S + 5.0, _MAX_BLOCKING_CONNECTIONS)
+
+
+def _client(url: str, retry: Retry, answer_s: float, connections: int) -> Redis:
+    return Redis.from_url(
+        url,
+        retry=retry,
+        socket_timeout=answer_s,
+        socket_connect_timeout=_CONNECT_S,
+        max_connections=connections,
+        health_check_interval=0,
+        decode_responses=False,
+        protocol=2,
+    )
+
+
+@asynccontextmanager
+async def store_errors(deadline_s: float = DEADLINE_S) -> AsyncIterator[None]:
+    """Everything that Redis or the way to it can do wrong becomes StoreUnavailable, in time."""
+    try:
+        async with asyncio.timeout(deadline_s):
+            yield
+    except TimeoutError as error:
+        raise StoreUnavailable(f"The task store did not answer in {deadline_s:g} s.") from error
+    except (RedisError, OSError) as error:
+        raise StoreUnavailable(f"The task store is unavailable: {error}") from error
+
+
+def block_ms(block_s: float) -> int:
+    """Within what the blocking client's socket outwaits; 0 would mean for ever."""
+    return max(1, int(min(block_s, _MAX_BLOCK_S) * 1000))
+
+
+@functools.cache
+def script_text() -> str:
+    """tasks.lua with the tables of model.py before it, the same text in every process."""
+    return _tables() + Path(__file__).with_name("tasks.lua").read_text("utf-8")
+
+
+def _tables() -> str:
+    ways = ", ".join(
+        f"{status} = {_lua_set(TRANSITIONS[status])}" for status in sorted(TRANSITIONS)
+    )
+    return (
+        f"local TRANSITIONS = {{{ways}}}\n"
+        f"local TERMINAL = {_lua_set(TERMINAL)}\n"
+        f"local KINDS = {_lua_set(Kind)}\n"
+        f"local VERSION = {SCHEMA_VERSION}\n"
+    )
+
+
+def _lua_set(words: Any) -> str:
+    return "{" + ", ".join(f"{word} = true" for word in sorted(words)) + "}"
+
+
+class TaskScript:
+    """One loaded script under one key prefix."""
+
+    def __init__(self, redis: Redis, key_prefix: str) -> None:
+        self._redis = redis
+        self._prefix = f"{{{key_prefix}}}:"
+        self._sha = hashlib.sha1(script_text().encode(), usedforsecurity=False).hexdigest()
+
+    def key(self, name: str) -> str:
+        return self._prefix + name
+
+    async def __call__(self, verb: str, **arguments: object) -> tuple[str, list[Any]]:
+        """Run a verb: its word and the rest of its answer. Raises StoreUnavailable."""
+        given = {name: value for name, value in arguments.items() if value is not None}
+        payload = json.dumps(given, ensure_ascii=False).encode("utf-8", "replace")
+        async with store_errors():
+            answer = await self._evaluate(verb, payload)
+        return answer[0].decode(), answer[1:]
+
+    async def _evaluate(self, verb: str, payload: bytes) -> list[Any]:
+        arguments = (self._prefix, verb, payload)
+        try:
+            answer = await self._redis.evalsha(self._sha, 1, *arguments)
+        except NoScriptError:  # a new server, or its script cache was flushed
+            answer = await self._redis.eval(script_text(), 1, *arguments)
+        return cast("list[Any]", answer)

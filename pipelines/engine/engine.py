@@ -1,0 +1,274 @@
+"""Step-level continuous batching: requests join and leave the running batch at any step.
+
+The walk of one step: drop the canceled, schedule, prepare the new, one UNet forward for the batch
+of one key, advance each of its requests, decode some of the finished, draw some previews.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+
+from pipelines.components import Components
+from pipelines.diffusion import Diffusion, ImageState, check_request, row_count
+from pipelines.engine.request import (
+    EngineEvent,
+    EventKind,
+    ImageRequest,
+    ImageResult,
+    Picture,
+    Timing,
+)
+from pipelines.engine.scheduler import Scheduler, Ticket
+from pipelines.errors import DaguerreError, InvalidRequest, RequestCanceled
+
+log = logging.getLogger("ray.serve.daguerre.engine")
+T = TypeVar("T")
+
+
+class ComputationFailed(DaguerreError):
+    """The model crashed on this request or on its batch, out of memory for one; may be retried."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A request that ended without a picture."""
+
+    request_id: str
+    error: Exception
+
+
+Outcome = EngineEvent | ImageResult | Failure
+"""What the engine reports; ImageResult and Failure are a request's last."""
+
+
+@dataclass
+class _Job:
+    """A request in the engine, with its clock: monotonic seconds of each milestone."""
+
+    request: ImageRequest
+    added_at: float
+    admitted_at: float = 0.0
+    prepared_at: float = 0.0
+    denoised_at: float = 0.0
+    state: ImageState | None = None
+
+    def timing(self) -> Timing:
+        return Timing(
+            queue_s=self.admitted_at - self.added_at,
+            prepare_s=self.prepared_at - self.admitted_at,
+            denoise_s=self.denoised_at - self.prepared_at,
+            decode_s=time.monotonic() - self.denoised_at,
+        )
+
+
+class Engine:
+    """Denoises many requests together. Single-threaded: whoever calls `step` owns it.
+
+    `report` is called within `step` with each outcome, and must not raise.
+    """
+
+    def __init__(
+        self, components: Components, *, max_rows: int = 16, report: Callable[[Outcome], None]
+    ) -> None:
+        self.components = components
+        self.scheduler = Scheduler(max_rows)
+        self.batch_rows = 0
+        """UNet rows of the latest forward."""
+        self._diffusion = Diffusion(components)
+        self._report = report
+        self._jobs: dict[str, _Job] = {}
+        self._decoding: dict[str, _Job] = {}
+        """Denoised, in the order of finishing; a subset of the jobs."""
+        self._canceled: set[str] = set()
+        self._previews: dict[str, None] = {}
+        """Requests of which a preview is wanted, oldest wish first."""
+
+    @property
+    def idle(self) -> bool:
+        return not self._jobs
+
+    @property
+    def decoding(self) -> int:
+        return len(self._decoding)
+
+    def check(self, request: ImageRequest) -> None:
+        """Raises InvalidRequest. Reads nothing that changes: any thread may call it."""
+        check_request(request, self.components)
+
+    def add(self, request: ImageRequest) -> None:
+        """Queues a request; it joins at the next step if rows are free. Raises InvalidRequest."""
+        self.check(request)
+        if request.id in self._jobs:
+            raise InvalidRequest("id", f"id must be unique among those running, got {request.id!r}")
+        self._jobs[request.id] = _Job(request, time.monotonic())
+        key = self._diffusion.batch_key(request)
+        self.scheduler.add(Ticket(request.id, key, row_count(request), request.priority))
+
+    def cancel(self, request_id: str) -> None:
+        """Ends a request at the next step, before any more rows are run for it."""
+        if request_id in self._jobs:
+            self._canceled.add(request_id)
+
+    def want_preview(self, request_id: str) -> None:
+        """One PREVIEW event at the end of a coming step; nothing for a request already denoised."""
+        if request_id in self._jobs:
+            self._previews[request_id] = None
+
+    @torch.inference_mode()
+    def step(self) -> None:
+        """Does one step of work. With no work, nothing."""
+        self._drop_canceled()
+        schedule = self.scheduler.schedule()
+        self._prepare([self._jobs[request_id] for request_id in schedule.admitted])
+        self._denoise([self._jobs[i] for i in schedule.batch if i in self._jobs])
+        self._decode_some()
+        self._preview_some()
+
+    # --- the parts of a step ---------------------------------------------------------------
+
+    def _drop_canceled(self) -> None:
+        canceled, self._canceled = self._canceled, set()
+        for request_id in canceled & self._jobs.keys():
+            self._fail(
+                self._jobs[request_id], RequestCanceled(f"request {request_id} was canceled")
+            )
+
+    def _prepare(self, jobs: Sequence[_Job]) -> None:
+        now = time.monotonic()
+        for job in jobs:
+            job.admitted_at = now
+        for job, state in self._each_or_alone(self._diffusion.prepare, jobs):
+            job.state = state
+            job.prepared_at = time.monotonic()
+            self._report(EngineEvent(job.request.id, EventKind.STARTED, 0, len(state.timesteps)))
+            self._after_step(job)
+
+    def _each_or_alone(
+        self, verb: Callable[[list[ImageRequest]], list[T]], jobs: Sequence[_Job]
+    ) -> list[tuple[_Job, T]]:
+        """Applies `verb` to all together; if that fails, one by one, so only the culprits fail."""
+        if not jobs:
+            return []
+        try:
+            return list(zip(jobs, verb([job.request for job in jobs]), strict=True))
+        except Exception as error:
+            if len(jobs) == 1:
+                self._fail(jobs[0], _explain("prepare", error))
+                return []
+            log.warning("preparing %d requests together failed: %s", len(jobs), error)
+        return [pair for job in jobs for pair in self._each_or_alone(verb, [job])]
+
+    def _denoise(self, jobs: Sequence[_Job]) -> None:
+        batch = [(job, job.state) for job in jobs if job.state is not None and not job.state.done]
+        if not batch:
+            return
+        states = [state for _, state in batch]
+        self.batch_rows = sum(row_count(state.request) for state in states)
+        try:
+            self._diffusion.advance(states, self._diffusion.denoise(states))
+        except Exception as error:
+            log.exception("a step of %d rows failed", self.batch_rows)
+            for state in states:
+                state.error = _explain(f"a step of {self.batch_rows} rows", error)
+        for job, state in batch:
+            if state.error is None:
+                steps = len(state.timesteps)
+                event = EngineEvent(job.request.id, EventKind.STEP, state.step_index, steps)
+                self._report(event)
+            self._after_step(job)
+
+    def _after_step(self, job: _Job) -> None:
+        """Ends a failed request; one with no steps left gives its rows back and awaits the VAE."""
+        state = job.state
+        if state is None or (state.error is None and not state.done):
+            return
+        if state.error is not None:
+            self._fail(job, state.error)
+            return
+        job.denoised_at = time.monotonic()
+        self.scheduler.remove(job.request.id)
+        self._previews.pop(job.request.id, None)
+        self._decoding[job.request.id] = job
+
+    def _decode_some(self) -> None:
+        """One VAE forward over the longest waiting and others of its size."""
+        jobs = self._same_size(list(self._decoding.values()))
+        states = [job.state for job in jobs if job.state is not None]
+        if not states:
+            return
+        try:
+            pictures = self._diffusion.decode(states)
+        except Exception as error:
+            log.exception("decoding %d pictures failed", len(states))
+            for job in jobs:
+                self._fail(job, _explain("the VAE", error))
+            return
+        for job, state, picture in zip(jobs, states, pictures, strict=True):
+            if state.error is not None:
+                self._fail(job, state.error)
+            else:
+                self._finish(job, picture)
+
+    def _preview_some(self) -> None:
+        """One VAE forward, where somebody looks."""
+        wanted = [self._jobs[i] for i in self._previews if i in self._jobs]
+        jobs = self._same_size([job for job in wanted if job.state and job.state.step_index > 0])
+        states = [job.state for job in jobs if job.state is not None]
+        if not states:
+            return
+        for job in jobs:
+            del self._previews[job.request.id]
+        try:
+            pictures = self._diffusion.preview(states)
+        except Exception:
+            log.exception("no preview")  # a picture must not be lost for its preview
+            return
+        for state, picture in zip(states, pictures, strict=True):
+            event = EngineEvent(
+                state.request.id,
+                EventKind.PREVIEW,
+                state.step_index,
+                len(state.timesteps),
+                picture,
+            )
+            self._report(event)
+
+    def _same_size(self, jobs: Sequence[_Job]) -> list[_Job]:
+        """The first job and those after it that fit into one VAE forward with it."""
+        if not jobs:
+            return []
+        first = jobs[0].request
+        size = (first.width, first.height)
+        same = [job for job in jobs if (job.request.width, job.request.height) == size]
+        return same[: self._diffusion.decode_limit(first)]
+
+    # --- ends ------------------------------------------------------------------------------
+
+    def _forget(self, job: _Job) -> None:
+        request_id = job.request.id
+        self.scheduler.remove(request_id)
+        del self._jobs[request_id]
+        self._decoding.pop(request_id, None)
+        self._previews.pop(request_id, None)
+
+    def _finish(self, job: _Job, picture: Picture) -> None:
+        self._forget(job)
+        self._report(ImageResult(job.request.id, picture, job.timing()))
+
+    def _fail(self, job: _Job, error: Exception) -> None:
+        self._forget(job)
+        self._report(Failure(job.request.id, error))
+
+
+def _explain(what: str, error: Exception) -> Exception:
+    if isinstance(error, DaguerreError):
+        return error
+    failure = ComputationFailed(f"{what} failed: {type(error).__name__}: {error}")
+    failure.__cause__ = error
+    return failure

@@ -1,0 +1,163 @@
+"""Which requests run in the next step. Pure bookkeeping: imports no torch.
+
+Requests wait and run per batch key. Within a key, admission is by priority, then age, and nobody
+overtakes a request that does not fit yet. Between keys, deficit round robin shares the device:
+every key with work gets the same share of compute, so no picture size blocks another.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections import deque
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class BatchKey:
+    """What rows must have in common to share one UNet forward. Nothing else matters."""
+
+    model: str
+    height: int
+    """Latent rows."""
+    width: int
+    """Latent columns."""
+    in_channels: int
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """A request as the scheduler sees it."""
+
+    id: str
+    key: BatchKey
+    rows: int
+    """UNet rows of each of its steps: 2 with guidance, else 1."""
+    priority: int = 0
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """One step's decision."""
+
+    admitted: tuple[str, ...] = ()
+    """Requests that join now, best first."""
+    batch: tuple[str, ...] = ()
+    """Requests of the one forward of this step; those just admitted included."""
+
+
+@dataclass
+class _Lane:
+    """The requests of one batch key."""
+
+    waiting: list[tuple[int, int, Ticket]] = field(default_factory=list)
+    """(-priority, arrival, ticket), sorted."""
+    running: dict[str, Ticket] = field(default_factory=dict)
+    rows: int = 0
+    """Of the running."""
+    deficit: int = 0
+    """Row-pixels of latent this key may still spend before its turn ends."""
+
+
+class Scheduler:
+    """Admits and picks. Not thread-safe: it belongs to the engine."""
+
+    def __init__(self, max_rows: int) -> None:
+        if max_rows < 2:
+            raise ValueError(f"max_rows is {max_rows}, at least 2 needed for one guided picture")
+        self.max_rows = max_rows
+        self._lanes: dict[BatchKey, _Lane] = {}
+        self._ring: deque[BatchKey] = deque()
+        """Keys with running requests; the first has the turn."""
+        self._keys: dict[str, BatchKey] = {}
+        self._arrivals = 0
+        # plain numbers, so that another thread may read them
+        self.rows = 0
+        """UNet rows of all running requests."""
+        self.running = 0
+        self.waiting = 0
+        self.waiting_rows = 0
+
+    def __contains__(self, request_id: str) -> bool:
+        return request_id in self._keys
+
+    def add(self, ticket: Ticket) -> None:
+        """Queues a request. Ids are unique among those waiting and running."""
+        if ticket.id in self._keys:
+            raise ValueError(f"request {ticket.id!r} is already scheduled")
+        if not 1 <= ticket.rows <= self.max_rows:
+            raise ValueError(f"request {ticket.id!r} has {ticket.rows} rows, 1..{self.max_rows}")
+        self._keys[ticket.id] = ticket.key
+        lane = self._lanes.setdefault(ticket.key, _Lane())
+        bisect.insort(lane.waiting, (-ticket.priority, self._arrivals, ticket), key=lambda w: w[:2])
+        self._arrivals += 1
+        self.waiting += 1
+        self.waiting_rows += ticket.rows
+
+    def remove(self, request_id: str) -> None:
+        """Forgets a request wherever it is; its rows are free for the next schedule."""
+        key = self._keys.pop(request_id, None)
+        if key is None:
+            return
+        lane = self._lanes[key]
+        if ticket := lane.running.pop(request_id, None):
+            self._end(key, lane, ticket)
+        else:
+            at = next(i for i, (*_, t) in enumerate(lane.waiting) if t.id == request_id)
+            self.waiting -= 1
+            self.waiting_rows -= lane.waiting.pop(at)[2].rows
+        if not lane.running and not lane.waiting:
+            del self._lanes[key]
+
+    def _end(self, key: BatchKey, lane: _Lane, ticket: Ticket) -> None:
+        self.running -= 1
+        self.rows -= ticket.rows
+        lane.rows -= ticket.rows
+        if not lane.running:
+            # an idle key saves nothing up: its turn and what was left of it are gone
+            lane.deficit = 0
+            self._ring.remove(key)
+
+    def schedule(self) -> Schedule:
+        """Admits everyone who fits, then gives the step to one key. Empty when there is no work."""
+        admitted = [w for key, lane in self._lanes.items() for w in self._admit(key, lane)]
+        admitted.sort(key=lambda w: w[:2])
+        key = self._next_key()
+        batch = tuple(self._lanes[key].running) if key is not None else ()
+        return Schedule(tuple(ticket.id for *_, ticket in admitted), batch)
+
+    def _admit(self, key: BatchKey, lane: _Lane) -> list[tuple[int, int, Ticket]]:
+        taken = 0
+        for _, _, ticket in lane.waiting:
+            if lane.rows + ticket.rows > self.max_rows:
+                break
+            if not lane.running:
+                self._ring.append(key)
+            lane.running[ticket.id] = ticket
+            lane.rows += ticket.rows
+            self.rows += ticket.rows
+            self.waiting_rows -= ticket.rows
+            taken += 1
+        self.running += taken
+        self.waiting -= taken
+        admitted, lane.waiting = lane.waiting[:taken], lane.waiting[taken:]
+        return admitted
+
+    def _next_key(self) -> BatchKey | None:
+        """Deficit round robin (Shreedhar and Varghese, 1995), cost = rows x latent pixels."""
+        if not self._ring:
+            return None
+        costs = {key: self._cost(key) for key in self._ring}
+        # a quantum of the dearest batch lets every key step at least once a round
+        quantum = max(costs.values())
+        while True:
+            key = self._ring[0]
+            lane = self._lanes[key]
+            if lane.deficit >= costs[key]:
+                lane.deficit -= costs[key]
+                return key
+            self._ring.rotate(-1)
+            self._lanes[self._ring[0]].deficit += quantum
+
+    def _cost(self, key: BatchKey) -> int:
+        return self._lanes[key].rows * key.height * key.width
