@@ -146,7 +146,9 @@ class TaskSettings(Section):
 
 class CallbackSettings(Section):
     secret: SecretStr | None = Field(
-        None, description="Signs callbacks (Standard Webhooks, `whsec_` + base64); None: unsigned."
+        None,
+        description="Signs callbacks (Standard Webhooks, `whsec_` + base64); None: unsigned. While "
+        "a secret is being changed two, with a blank between: both sign.",
     )
     allowed_private_hosts: tuple[str, ...] = Field(
         (), description="`host:port` that may be called though its address is private."

@@ -14,36 +14,15 @@ from ray.serve.schema import LoggingConfig
 
 from configs.settings import ModelSettings, Settings
 from deployments.autoscaling import QueueDepthPolicy
-from deployments.generator import Generator
+from deployments.embedded import EmbeddedRedis
+from deployments.generator import GeneratorReplica
 from deployments.ingress import Ingress
-from deployments.local import LocalRedis, local_redis_url
+from deployments.local import local_redis_url
 
 APP_NAME = "daguerre"
 
 INGRESS_ONGOING = 1000
 """Requests an ingress replica holds at once: they wait on Redis, not on a processor."""
-
-
-class GeneratorReplica(Generator):
-    """A Generator as Serve runs it."""
-
-    async def __del__(self) -> None:
-        await self.drain()
-
-
-class EmbeddedRedis:
-    """Keeps the embedded server alive where no `redis_url` is set."""
-
-    def __init__(self, data_dir: Path) -> None:
-        self._redis = LocalRedis(data_dir)
-        self._redis.start()
-
-    def check_health(self) -> None:
-        """Raises where the server does not answer."""
-        self._redis.ping()
-
-    def __del__(self) -> None:
-        self._redis.stop()
 
 
 def build_app(args: Settings) -> serve.Application:
@@ -125,7 +104,20 @@ def start(settings: Settings) -> None:
         proxy_location="HeadOnly",
         http_options=HTTPOptions(host=settings.http.host, port=settings.http.port),
     )
-    serve.run(build_app(settings), name=APP_NAME, route_prefix="/")
+    try:
+        serve.run(build_app(settings), name=APP_NAME, route_prefix="/")
+    except RuntimeError as error:
+        raise RuntimeError(f"{error}\n{_reasons()}") from error
+
+
+def _reasons() -> str:
+    """What each unhealthy deployment says of itself."""
+    deployments = serve.status().applications[APP_NAME].deployments
+    return "\n".join(
+        f"{name}: {deployment.message}"
+        for name, deployment in deployments.items()
+        if deployment.message
+    )
 
 
 def stop() -> None:
@@ -135,12 +127,11 @@ def stop() -> None:
 
 
 def secure_ray() -> None:
-    """Token authentication on, before any Ray process starts; the token is its owner's alone.
+    """Make Ray's token before Ray does, for its owner alone: Ray writes it readable by everyone.
 
-    Ray would write the token file readable by everyone. Its ports listen on every interface, so
-    the token is the only fence.
+    A new local cluster asks for the token by default; as Ray's ports listen on every interface,
+    it is their only fence.
     """
-    os.environ["RAY_AUTH_MODE"] = "token"
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     token_file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
     if not token_file.exists():

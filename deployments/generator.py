@@ -258,6 +258,15 @@ class Generator:
         }
 
 
+class GeneratorReplica(Generator):
+    """A Generator as Serve runs it."""
+
+    async def __del__(self) -> None:
+        # Serve calls this too where the constructor failed, for example for want of a checkpoint.
+        if hasattr(self, "_runner"):
+            await self.drain()
+
+
 class StepTracker:
     """Steps done over all pictures of one task; never goes back."""
 

@@ -22,4 +22,5 @@ class Ingress:
         self._redis_url = redis_url
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_app(self._settings, redis_url=self._redis_url)
+        # Serve's proxy already answers with the request's id.
+        return create_app(self._settings, redis_url=self._redis_url, echo_request_id=False)

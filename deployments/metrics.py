@@ -12,7 +12,7 @@ class GeneratorMetrics:
     """What a Generator replica reports on Ray's Prometheus endpoint, tagged with its model."""
 
     def __init__(self, model: str) -> None:
-        self._tags = {"model": model}
+        self._model = model
         self.queue_wait_s = self._histogram(
             "daguerre_queue_wait_s", "Seconds from creation of a task to its claim.", SECONDS
         )
@@ -39,9 +39,9 @@ class GeneratorMetrics:
         self.tasks = metrics.Counter(
             "daguerre_tasks_total", "Tasks by how they ended here.", tag_keys=("model", "end")
         )
-        self.tasks.set_default_tags(self._tags)
+        self.tasks.set_default_tags({"model": model})
 
     def _histogram(self, name: str, description: str, boundaries: list[float]) -> metrics.Histogram:
         histogram = metrics.Histogram(name, description, boundaries=boundaries, tag_keys=("model",))
-        histogram.set_default_tags(self._tags)
+        histogram.set_default_tags({"model": self._model})
         return histogram

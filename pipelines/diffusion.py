@@ -7,7 +7,6 @@ own state. Nothing is masked by multiplication, for 0 x NaN is NaN.
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +22,7 @@ from pipelines.engine.request import ImageRequest, Picture
 from pipelines.engine.scheduler import BatchKey
 from pipelines.errors import InvalidRequest, NonFiniteOutput
 from pipelines.prompt import PromptEmbeds, encode_prompts
-from pipelines.samplers import SAMPLERS, make_scheduler, predicted_x0
+from pipelines.samplers import SAMPLERS, draws_noise, make_scheduler, min_steps, predicted_x0
 
 VAE_BATCH_PIXELS = 512 * 512
 """Picture pixels in one VAE forward, at least one picture: a decode delays a step by no more."""
@@ -260,7 +259,7 @@ class Diffusion:
 
     def _advance(self, state: ImageState, noise_pred: torch.Tensor) -> None:
         sampler, timestep = state.sampler, state.timesteps[state.step_index]
-        kwargs = {"generator": state.generator} if _draws_noise(sampler) else {}
+        kwargs = {"generator": state.generator} if draws_noise(sampler) else {}
         output = sampler.step(noise_pred, timestep, state.latents, **kwargs)
         state.latents = output.prev_sample
         state.x0 = predicted_x0(sampler, output)
@@ -324,15 +323,18 @@ class Diffusion:
 
 def check_request(request: ImageRequest, components: Components) -> None:
     """Raises InvalidRequest, with the field, the limit and the given value."""
-    steps, limit = request.num_inference_steps, components.num_train_timesteps
-    if not 1 <= steps <= limit:
-        raise InvalidRequest(
-            "num_inference_steps", f"num_inference_steps must be 1..{limit}, got {steps}"
-        )
     if request.scheduler not in SAMPLERS:
+        names = ", ".join(SAMPLERS)
         raise InvalidRequest(
-            "scheduler",
-            f"scheduler must be one of {', '.join(SAMPLERS)}, got {request.scheduler!r}",
+            "scheduler", f"scheduler must be one of {names}, got {request.scheduler!r}"
+        )
+    steps, most = request.num_inference_steps, components.num_train_timesteps
+    least = min_steps(request.scheduler, components.scheduler_config)
+    if not least <= steps <= most:
+        raise InvalidRequest(
+            "num_inference_steps",
+            f"num_inference_steps must be {least}..{most} for {request.scheduler} and this model, "
+            f"got {steps}",
         )
     if not math.isfinite(request.guidance_scale):
         raise InvalidRequest(
@@ -364,10 +366,6 @@ def _model_input(state: ImageState) -> torch.Tensor:
         state.latents, state.timesteps[state.step_index]
     )
     return scaled
-
-
-def _draws_noise(sampler: Any) -> bool:
-    return "generator" in inspect.signature(sampler.step).parameters
 
 
 def _non_finite(state: ImageState, where: str) -> NonFiniteOutput:

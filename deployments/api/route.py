@@ -79,11 +79,11 @@ def parse_json(body: bytes) -> Any:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-        raise ValueError(f"the key {shown(twice)} is there twice")
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {shown(key)} is there twice")
+        found[key] = value
     return found
 
 
@@ -99,3 +99,14 @@ def _check_content_type(given: str) -> None:
         raise UnsupportedMediaType(
             f"Content-Type must be application/json, given {shown(given) if given else 'none'}"
         )
+
+
+def base_url(request: Request) -> str:
+    """What stands before a path in an address for this client; has no slash at its end.
+
+    The Host header was judged by HostGuard, so it names us and nothing else.
+    """
+    if public := services_of(request).settings.http.public_url:
+        return public.rstrip("/")
+    root = request.scope.get("root_path", "").rstrip("/")
+    return f"{request.scope['scheme']}://{request.headers['host']}{root}"

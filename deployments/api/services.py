@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from configs.settings import Settings
 from deployments.api.errors import shown
-from deployments.fetch import check_url
+from deployments.fetch import UrlPolicy, check_url
 from deployments.log import TaskLogger, get_logger
 from deployments.storage.store import ObjectStore
 from deployments.tasks.errors import StoreUnavailable, TaskNotFound
@@ -68,6 +68,7 @@ class Services:
         self.store = store
         self.objects = objects
         self._decoders = asyncio.Semaphore(_DECODERS)
+        self._url_policy = UrlPolicy(settings.callbacks.allowed_private_hosts)
 
     async def close(self) -> None:
         """Release all connections."""
@@ -173,7 +174,9 @@ class Services:
     def _model(self, name: str | None) -> str:
         models = self.settings.models
         if name is not None and name not in models:
-            raise InvalidRequest("model", f"model must be one of {list(models)}, given {shown(name)}")
+            raise InvalidRequest(
+                "model", f"model must be one of {list(models)}, given {shown(name)}"
+            )
         return name or self.settings.default_model
 
     async def _decode(self, data_url: str) -> InitImage:
@@ -191,12 +194,8 @@ class InitImage:
 
 def _decode_init_image(data_url: str, settings: Settings) -> InitImage:
     """Judged whole, in a thread; kept as the client sent it. Raises InvalidImage."""
-    data = decode_data_url(
-        data_url, field="init_image", max_bytes=settings.http.max_body_bytes
-    )
-    image = decode_image(
-        data, max_pixels=settings.limits.max_input_pixels, min_side_px=MIN_SIDE_PX
-    )
+    data = decode_data_url(data_url, field="init_image", max_bytes=settings.http.max_body_bytes)
+    image = decode_image(data, max_pixels=settings.limits.max_input_pixels, min_side_px=MIN_SIDE_PX)
     # Named by content: the same picture sent again is stored once, and a repeated put renews it.
     key = INPUT_PREFIX + hashlib.sha256(data).hexdigest()
     return InitImage(key, data, "application/octet-stream", image.size)

@@ -20,9 +20,12 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
+        from importlib.metadata import PackageNotFoundError, version
 
-        typer.echo(f"daguerre {version('daguerre')}")
+        try:
+            typer.echo(f"daguerre {version('daguerre')}")
+        except PackageNotFoundError:
+            typer.echo("daguerre, from a folder of sources that is not installed")
         raise typer.Exit
 
 

@@ -12,6 +12,8 @@ import typer
 from deployments.cli.fault import CliFault, ExitCode
 
 if TYPE_CHECKING:
+    from pydantic import ValidationError
+
     from configs.settings import Settings
     from deployments.cli.client import Client
     from deployments.cli.wire import ApiError
@@ -90,11 +92,16 @@ def load_settings(config: Path | None, **overrides: object) -> Settings:
     try:
         return Settings.load(config, **overrides)
     except ValidationError as error:
-        details = [
-            f"{'.'.join(str(part) for part in each['loc']) or 'settings'}: {each['msg']}"
-            for each in error.errors(include_url=False, include_input=False)
-        ]
-        raise CliFault("the settings are wrong", ExitCode.USAGE, details=details) from None
+        message = "the settings are wrong"
+        raise CliFault(message, ExitCode.USAGE, details=field_lines(error)) from None
     except (SettingsError, yaml.YAMLError, OSError, TypeError) as error:
         message = f"the settings cannot be read: {error}"
         raise CliFault(message, ExitCode.USAGE) from None
+
+
+def field_lines(error: ValidationError) -> list[str]:
+    """One line for each refused field, without its value, which may be a secret."""
+    return [
+        f"{'.'.join(str(part) for part in each['loc']) or 'all'}: {each['msg']}"
+        for each in error.errors(include_url=False, include_input=False)
+    ]

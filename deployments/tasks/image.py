@@ -64,7 +64,9 @@ class ImageFields(BaseModel):
     height: Whole | None = Field(
         None, description="Pixels, a multiple of 8. Text-to-image only. Default: the model's own."
     )
-    num_images: Whole | None = Field(1, description="Pictures to draw, 1-10; default 1.")
+    num_images: Whole | None = Field(
+        1, description="Pictures to draw: 1-10 (the upper limit is a setting)."
+    )
     num_inference_steps: Whole | None = Field(
         None, description="Denoising steps: more is better and slower; 20-50 is usual."
     )

@@ -55,7 +55,7 @@ Jobs: TypeAlias = list[CallbackJob]
 Tasks: TypeAlias = list[Task]
 Entries: TypeAlias = list[tuple[bytes, dict[bytes, bytes]]]
 
-_EVENT_ID = re.compile(r"\d{1,18}(-\d{1,18})?")
+_EVENT_ID = re.compile(r"\d{1,18}(-\d{1,18})?", re.ASCII)
 
 
 class TaskStore:
@@ -303,9 +303,11 @@ class TaskStore:
         """Delivered: never again."""
         await self._settle_callback(job, "done", "")
 
-    async def callback_retry(self, job: CallbackJob, delay_s: float, reason: str) -> None:
-        """Not delivered: due again after `delay_s`."""
-        await self._settle_callback(job, "due", reason, delay=_us(delay_s))
+    async def callback_retry(
+        self, job: CallbackJob, delay_s: float, reason: str, *, counted: bool = True
+    ) -> None:
+        """Not delivered: due again after `delay_s`, not `counted` as the same attempt."""
+        await self._settle_callback(job, "due", reason, delay=_us(delay_s), uncounted=not counted)
 
     async def callback_dead(self, job: CallbackJob, reason: str) -> None:
         """Given up."""

@@ -636,9 +636,11 @@ end
 function verbs.callback()
   local key = P .. 'callback:' .. A.task
   local old = call('HMGET', key, 'fence', 'state', 'settled')
-  if old[1] ~= int(A.fence) or old[2] ~= 'due' or old[3] == old[1] then return {'stale'} end
+  if old[1] ~= int(A.fence) then return {'stale'} end
+  if old[3] == old[1] then return {'ok'} end
   call('HSET', key, 'state', A.state, 'reason', A.reason, 'settled', int(A.fence))
   if A.state == 'due' then
+    if A.uncounted then call('HINCRBY', key, 'attempt', -1) end
     call('ZADD', P .. 'callbacks', int(NOW + A.delay), A.task)
   else
     call('ZREM', P .. 'callbacks', A.task)

@@ -1,1 +1,1 @@
-"""Recipe of the shipped checkpoint `pipelines/embedded/`: `python -m training.embedded_model all`."""
+"""Recipe of the shipped `pipelines/embedded/`: `python -m training.embedded_model all`."""

@@ -172,6 +172,11 @@ def _draw(rng: random.Random) -> Attributes:
     )
 
 
+def seeded(*parts: int) -> random.Random:
+    """A generator for these numbers, the same on every machine."""
+    return random.Random("/".join(map(str, parts)))  # noqa: S311 - pictures, not secrets
+
+
 def sample(rng: random.Random, *, held_out: bool = False) -> Attributes:
     """One seeded avatar: never of the held-out set, or only of it with `held_out=True`."""
     while True:

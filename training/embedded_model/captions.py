@@ -3,7 +3,7 @@
 import random
 from collections.abc import Callable
 
-from training.embedded_model.attributes import HAIR_TOPS, Attributes
+from training.embedded_model.attributes import HAIR_TOPS, Attributes, seeded
 
 _SKIN_WORDS = {
     "dark": ("dark",) * 8 + ("black", "very dark"),
@@ -73,10 +73,10 @@ _OPENINGS = (
     + ("avatar", "portrait", "cartoon avatar", "headshot of {p}", "face of {p}", "")
 )
 _QUALITY_TAGS = (
-    "high quality,best quality,masterpiece,highly detailed,detailed,simple,vector art,clean,"
-    "flat illustration,cartoon style,8k,4k,beautiful,professional,digital art,studio lighting,"
-    "sharp focus,flat design,minimal,cute"
-).split(",")
+    *("high quality", "best quality", "masterpiece", "highly detailed", "detailed", "simple"),
+    *("vector art", "clean", "flat illustration", "cartoon style", "8k", "4k", "beautiful"),
+    *("professional", "digital art", "studio lighting", "sharp focus", "flat design", "cute"),
+)
 
 
 def _colour(word: str, rng: random.Random, keep: float) -> str:
@@ -134,7 +134,9 @@ def _hair_or_hat(a: Attributes, rng: random.Random, colour: float) -> list[str]:
 def _clothes(a: Attributes, rng: random.Random, colour: float) -> str:
     word = _colour(a.clothes_colour, rng, colour)
     if word and rng.random() < 0.05:
-        return rng.choice((f"{word}clothes", f"wearing {word}clothes", f"dressed in {word}".strip()))
+        return rng.choice(
+            (f"{word}clothes", f"wearing {word}clothes", f"dressed in {word}".strip())
+        )
     phrase = _article(_fill(_CLOTHES_FORMS[a.clothes], word, rng))
     return rng.choice(("wearing ", "wearing ", "wearing ", "in ", "")) + phrase
 
@@ -169,7 +171,8 @@ def _parts(a: Attributes, rng: random.Random, colour: float) -> dict[str, Callab
 def _noise_word(rng: random.Random) -> str:
     """A word that means nothing to this model, in some script: it must learn to pass over it."""
     first, last = rng.choice(
-        ((97, 122),) * 4 + ((48, 57), (0x4E00, 0x9FA5), (0x410, 0x44F), (0x3041, 0x3096))
+        ((97, 122),) * 4
+        + ((48, 57), (0x4E00, 0x9FA5), (0x410, 0x44F), (0x3041, 0x3096))
         + ((0x1F300, 0x1F64F), (0x627, 0x64A), (0xC0, 0xFF))
     )
     return "".join(chr(rng.randint(first, last)) for _ in range(rng.randint(1, 7)))
@@ -222,7 +225,7 @@ def caption(attributes: Attributes, rng: random.Random) -> str:
 
 def plain_caption(a: Attributes) -> str:
     """The full prompt in the basic words and a fixed order, as the benchmark asks it."""
-    rng = random.Random(0)
+    rng = seeded(0)
     hair = ""
     if a.hat == "none":
         form = _HAIR_FORMS[a.hair][0]

@@ -72,9 +72,7 @@ class Stage:
         if self.samples < self.warmup:
             return self.peak_lr * (self.samples + self.batch) / (self.warmup + self.batch)
         done = min(1.0, self.samples / self.horizon)
-        return self.peak_lr * (
-            self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * done))
-        )
+        return self.peak_lr * (self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * done)))
 
     def update(self, loss: torch.Tensor) -> None:
         """Backward, clip, step, EMA; counts the samples."""

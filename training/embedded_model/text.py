@@ -7,7 +7,6 @@ The same heads stay on as a small auxiliary loss in the UNet stages.
 """
 
 import json
-import random
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -30,6 +29,7 @@ from training.embedded_model.attributes import (
     SKINS,
     Attributes,
     sample,
+    seeded,
 )
 from training.embedded_model.captions import caption
 from training.embedded_model.loop import Progress, Stage
@@ -64,7 +64,7 @@ def build_tokenizer(seed: int) -> CLIPTokenizer:
     """
     from tokenizers import models, trainers
 
-    rng = random.Random(seed)
+    rng = seeded(seed)
     base = CLIPTokenizer()  # the empty one, for its normaliser and its pre-tokeniser
     backend = base.backend_tokenizer
     words: Counter[str] = Counter()
@@ -145,7 +145,7 @@ def labels(batch: list[Attributes]) -> dict[str, torch.Tensor]:
 
 
 def head_loss(
-    heads: nn.ModuleDict,
+    heads: nn.Module,
     states: torch.Tensor,
     ids: torch.Tensor,
     targets: dict[str, torch.Tensor],
@@ -157,7 +157,9 @@ def head_loss(
     """
     first = (ids == eos).int().argmax(1)
     read = torch.cat([states[torch.arange(len(ids)), first], states[:, -1]])
-    losses = [F.cross_entropy(heads[name](read), t.repeat(2)) for name, t in targets.items()]
+    losses = [
+        F.cross_entropy(heads.get_submodule(name)(read), t.repeat(2)) for name, t in targets.items()
+    ]
     return torch.stack(losses).mean()
 
 
@@ -177,7 +179,7 @@ def train(folder: Path, horizon: int, batch: int, seed: int, device: torch.devic
     stage.resume()
     progress = Progress("text", stage)
     while stage.samples < horizon:
-        rng = random.Random(seed * 1_000_003 + stage.samples)
+        rng = seeded(seed, stage.samples)
         avatars = [sample(rng) for _ in range(batch)]
         ids = tokenize(tokenizer, [caption(a, rng) for a in avatars], SHORT_TOKENS).to(device)
         targets = {name: t.to(device) for name, t in labels(avatars).items()}

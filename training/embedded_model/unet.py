@@ -4,7 +4,6 @@ Words bind to colours several times faster at 64 px (8 x 8 latents), where a sam
 third; the same weights then go on at 128 px, which only has to add detail.
 """
 
-import random
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import torch.nn.functional as F  # noqa: N812
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import nn
 
-from training.embedded_model.attributes import Attributes
+from training.embedded_model.attributes import Attributes, seeded
 from training.embedded_model.captions import caption
 from training.embedded_model.data import attribute_list
 from training.embedded_model.loop import Progress, Stage
@@ -28,6 +27,7 @@ from training.embedded_model.text import (
     load_tokenizer,
     tokenize,
 )
+from training.embedded_model.vae import cached_latents
 
 EMPTY_SHARE = 0.1  # empty prompts, for classifier-free guidance
 NOISE_OFFSET = 0.05  # see `noise_like`
@@ -49,7 +49,8 @@ class Resolution:
     """What differs between the two stages."""
 
     name: str
-    latents: str  # file in the work folder
+    size_px: int
+    pictures: int  # how many are encoded; at 128 px that takes minutes on a CPU
     tokens: int
     start: str  # stage file whose EMA weights this one begins with
     peak_lr: float
@@ -57,8 +58,8 @@ class Resolution:
 
 
 RESOLUTIONS = {
-    "unet64": Resolution("unet64", "latents64.pt", SHORT_TOKENS, "text.pt", 1e-3, 0.998),
-    "unet128": Resolution("unet128", "latents128.pt", MAX_TOKENS, "unet64.pt", 5e-4, 0.999),
+    "unet64": Resolution("unet64", 64, 28_000, SHORT_TOKENS, "text.pt", 1e-3, 0.998),
+    "unet128": Resolution("unet128", 128, 16_000, MAX_TOKENS, "unet64.pt", 5e-4, 0.999),
 }
 
 
@@ -124,9 +125,11 @@ def make_stage(
 class Batches:
     """Latents, token ids and attribute labels; a batch depends on seed and position alone."""
 
-    def __init__(self, folder: Path, name: str, seed: int, batch: int) -> None:
+    def __init__(
+        self, folder: Path, name: str, seed: int, batch: int, device: torch.device
+    ) -> None:
         resolution = RESOLUTIONS[name]
-        self.latents = torch.load(folder / resolution.latents, weights_only=True)
+        self.latents = cached_latents(folder, resolution.size_px, resolution.pictures, device)
         self.attributes: list[Attributes] = attribute_list(len(self.latents), seed)
         self.tokenizer = load_tokenizer(folder, seed)
         self.tokens, self.seed, self.batch = resolution.tokens, seed, batch
@@ -135,7 +138,7 @@ class Batches:
         self, position: int
     ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor], torch.Tensor]:
         """(latents (n, 4, h, w), ids (n, tokens), labels, bool (n,) that is false for no words)."""
-        rng = random.Random(self.seed * 1_000_003 + position)
+        rng = seeded(self.seed, position)
         rows = [rng.randrange(len(self.latents)) for _ in range(self.batch)]
         avatars = [self.attributes[row] for row in rows]
         texts = ["" if rng.random() < EMPTY_SHARE else caption(a, rng) for a in avatars]
@@ -175,7 +178,7 @@ def train(
 ) -> None:
     """Train stage `unet64` or `unet128` to `horizon` samples, resuming from its file."""
     stage = make_stage(folder, name, horizon, batch, seed, device)
-    batches = Batches(folder, name, seed, batch)
+    batches = Batches(folder, name, seed, batch, device)
     scheduler = DDPMScheduler(**SCHEDULER)
     progress = Progress(name, stage)
     while stage.samples < horizon:

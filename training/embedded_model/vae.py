@@ -1,6 +1,7 @@
-"""Stages `vae` and `latents`: a small AutoencoderKL (factor 8, 4 channels) and the cached latents."""
+"""Stages `vae` and `latents`: a small AutoencoderKL (factor 8, 4 channels), cached latents."""
 
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -8,12 +9,14 @@ import torch.nn.functional as F  # noqa: N812
 from diffusers import AutoencoderKL
 from torch import nn
 
-from training.embedded_model.data import open_pictures, write_json
+from training.embedded_model.data import open_pictures
 from training.embedded_model.loop import Progress, Stage, save_atomically
 
 CROP_PX = 64
 KL_WEIGHT = 2e-4  # on the KL per latent value, relative to reconstruction per pixel
 SD_SCALING = 0.18215  # Stable Diffusion's own, kept so that nothing special is needed to load this
+_CPU = torch.device("cpu")
+_STATISTICS = 1500  # pictures that the latents' mean and deviation are taken from
 _VALIDATION = 64  # last pictures of the file, never cropped for training
 
 
@@ -36,14 +39,16 @@ def build() -> AutoencoderKL:
 
 
 def to_tensor(pictures: np.ndarray) -> torch.Tensor:
-    """uint8 (n, h, w, 3) -> float (n, 3, h, w) in -1..1."""
-    tensor = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2)
-    return tensor.float().div(127.5).sub(1.0)
+    """0..255 (n, h, w, 3) -> float (n, 3, h, w) in -1..1."""
+    tensor = torch.from_numpy(pictures.astype(np.float32)).permute(0, 3, 1, 2).contiguous()
+    return tensor.div(127.5).sub(1.0)
 
 
-def halve(images: torch.Tensor) -> torch.Tensor:
-    """The 64-px version of 128-px pictures, by area."""
-    return F.avg_pool2d(images, 2)
+def shrink(pictures: np.ndarray) -> np.ndarray:
+    """The half-size version of pictures (n, h, w, 3), by area, as float in 0..255."""
+    n, height, width, _ = pictures.shape
+    half: np.ndarray = pictures.reshape(n, height // 2, 2, width // 2, 2, 3).mean((2, 4))
+    return half
 
 
 def crops(pictures: np.ndarray, batch: int, rng: np.random.Generator) -> torch.Tensor:
@@ -56,7 +61,7 @@ def crops(pictures: np.ndarray, batch: int, rng: np.random.Generator) -> torch.T
     for i in range(batch):
         picture = pictures[rng.integers(len(pictures) - _VALIDATION)]
         if rng.random() < 0.25:
-            crop = picture.reshape(CROP_PX, 2, CROP_PX, 2, 3).mean((1, 3))
+            crop = shrink(picture[None])[0]
         else:
             y, x = rng.integers(0, picture.shape[0] - CROP_PX + 1, 2)
             crop = picture[y : y + CROP_PX, x : x + CROP_PX].astype(np.float32)
@@ -73,7 +78,7 @@ def _gradients(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def reconstruction_loss(decoded: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-    """L1 + MSE + L1 of the image gradients, which keeps thin lines (glasses, mouths) from fading."""
+    """L1 + MSE + L1 of the image gradients, so that thin lines (glasses, mouths) do not fade."""
     loss = F.l1_loss(decoded, images) + F.mse_loss(decoded, images)
     for ours, theirs in zip(_gradients(decoded), _gradients(images), strict=True):
         loss = loss + F.l1_loss(ours, theirs)
@@ -104,7 +109,7 @@ def train(folder: Path, horizon: int, batch: int, seed: int, device: torch.devic
     """Train to `horizon` crops, resuming from `vae.pt`."""
     stage = make_stage(folder, horizon, batch, seed, device)
     stage.resume()
-    vae = stage.modules["vae"]
+    vae = cast(AutoencoderKL, stage.modules["vae"])
     progress = Progress("vae", stage)
     while stage.samples < horizon:
         rng = np.random.default_rng([seed, stage.samples])
@@ -148,42 +153,88 @@ def normalise(vae: AutoencoderKL, mean: torch.Tensor, std: torch.Tensor) -> None
 
 
 @torch.no_grad()
-def encode(vae: AutoencoderKL, folder: Path, device: torch.device, half: bool) -> torch.Tensor:
-    """Latent means of all pictures, unscaled, float (n, 4, 16, 16), or (n, 4, 8, 8) at half size."""
-    pictures = open_pictures(folder)
+def encode(vae: AutoencoderKL, pictures: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Unscaled latent means on the CPU, float (n, 4, h / 8, w / 8), of uint8 (n, h, w, 3)."""
     out = []
-    for begin in range(0, len(pictures), 64):
-        images = to_tensor(pictures[begin : begin + 64]).to(device)
-        out.append(vae.encode(halve(images) if half else images).latent_dist.mode().cpu())
+    for begin in range(0, len(pictures), 32):
+        images = to_tensor(pictures[begin : begin + 32]).to(device)
+        out.append(vae.encode(images).latent_dist.mode().cpu())
     return torch.cat(out)
 
 
-def make_latents(folder: Path, device: torch.device) -> None:
-    """Normalise the trained autoencoder, keep it as `vae_final.pt`, cache `latents{64,128}.pt`."""
-    if (folder / "latents.json").exists():
+def finish(folder: Path, device: torch.device) -> None:
+    """Normalise the trained autoencoder and keep it as `vae_final.pt`; once only.
+
+    From here on the encoder is frozen, since the UNet learns its latents.
+    """
+    if (folder / "vae_final.pt").exists():
         return
     vae = trained(folder, device)
-    raw = encode(vae, folder, device, half=False)
+    raw = encode(vae, open_pictures(folder)[:_STATISTICS], device)
     mean, std = raw.mean((0, 2, 3)), raw.std((0, 2, 3))
     normalise(vae, mean.to(device), std.to(device))
+    print(f"raw latents: mean {mean.tolist()} deviation {std.tolist()}", flush=True)
+    print(f"vae_final psnr {validate(vae, folder, device):.2f} dB", flush=True)
     save_atomically(vae.state_dict(), folder / "vae_final.pt")
-    big = (raw - mean.view(1, 4, 1, 1)) / std.view(1, 4, 1, 1)
-    small = encode(vae, folder, device, half=True) * SD_SCALING
-    save_atomically(big.half(), folder / "latents128.pt")
-    save_atomically(small.half(), folder / "latents64.pt")
-    statistics = {
-        "raw_mean": mean.tolist(),
-        "raw_std": std.tolist(),
-        "std_64": small.std((0, 2, 3)).tolist(),
-        "psnr_db": validate(vae, folder, device),
-        "pictures": len(big),
-    }
-    write_json(folder / "latents.json", statistics)
-    print(f"latents {statistics}", flush=True)
+
+
+def cached_latents(
+    folder: Path, size_px: int, count: int, device: torch.device = _CPU
+) -> torch.Tensor:
+    """Scaled latents of the first `count` pictures at 64 or 128 px, float16; encoded once."""
+    path = folder / f"latents{size_px}.pt"
+    if path.exists():
+        return cast(torch.Tensor, torch.load(path, weights_only=True))
+    vae = load_final(folder, device)
+    pictures = open_pictures(folder)[:count]
+    parts = []
+    for begin in range(0, len(pictures), 1024):
+        part = pictures[begin : begin + 1024]
+        parts.append(encode(vae, shrink(part) if size_px == 64 else part, device) * SD_SCALING)
+        print(f"latents{size_px} {begin + len(part)}/{len(pictures)}", flush=True)
+    latents = torch.cat(parts).half()
+    print(f"latents{size_px} deviation {latents.float().std((0, 2, 3)).tolist()}", flush=True)
+    save_atomically(latents, path)
+    return latents
 
 
 def load_final(folder: Path, device: torch.device) -> AutoencoderKL:
-    """The normalised autoencoder of the `latents` stage."""
+    """The normalised autoencoder, with the decoder of the `decoder` stage where there is one."""
     vae = build()
-    vae.load_state_dict(torch.load(folder / "vae_final.pt", map_location="cpu", weights_only=True))
+    weights = torch.load(folder / "vae_final.pt", map_location="cpu", weights_only=True)
+    if (folder / "decoder.pt").exists():
+        ema = torch.load(folder / "decoder.pt", map_location="cpu", weights_only=True)["ema"]
+        weights = {k.removeprefix("vae."): v for k, v in ema.items()}
+    vae.load_state_dict(weights)
     return vae.to(device).eval()
+
+
+def train_decoder(folder: Path, horizon: int, batch: int, seed: int, device: torch.device) -> None:
+    """Stage `decoder`: sharpen the decoder alone to `horizon` crops; the latents stay as they are.
+
+    It may run before, beside or after the UNet stages.
+    """
+    modules = nn.ModuleDict({"vae": load_final(folder, device)})
+    stage = Stage(folder / "decoder.pt", modules, 6e-4, horizon, batch, seed + 1, device, 0.998)
+    stage.resume()
+    vae = cast(AutoencoderKL, stage.modules["vae"])
+    for frozen in (vae.encoder, vae.quant_conv):
+        frozen.requires_grad_(False)
+    progress = Progress("decoder", stage)
+    pictures = open_pictures(folder)
+    while stage.samples < horizon:
+        rng = np.random.default_rng([seed, 1, stage.samples])
+        images = crops(pictures, batch, rng).to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            with torch.no_grad():
+                latents = vae.encode(images).latent_dist.sample()
+            decoded = vae.decode(latents).sample
+        loss = reconstruction_loss(decoded.float(), images)
+        stage.update(loss)
+        progress.add(rec=loss)
+        if progress.due():
+            stage.save()
+            print(f"decoder psnr {validate(vae, folder, device):.2f} dB", flush=True)
+    stage.save()
+    psnr = validate(load_final(folder, device), folder, device)
+    print(f"decoder psnr {psnr:.2f} dB", flush=True)

@@ -1,0 +1,133 @@
+"""Builds the ASGI application."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from ipaddress import ip_address
+
+from fastapi import FastAPI, Security
+from fastapi.security import APIKeyHeader
+from starlette.middleware import Middleware
+
+from configs.settings import Settings
+from deployments.api import docs, errors, files
+from deployments.api.auth import KeyAuth
+from deployments.api.guard import BodyLimit, HostGuard, OriginGuard, RequestId
+from deployments.api.native import routes as native
+from deployments.api.services import Services
+from deployments.api.upkeep import Upkeep
+from deployments.callbacks import CallbackSender
+from deployments.local import local_redis_url
+from deployments.storage import open_store
+from deployments.tasks.model import Task
+from deployments.tasks.store import TaskStore
+
+DESCRIPTION = """\
+Pictures from prompts and from pictures. A request creates a task; the task is asked for its result,
+watched, or calls back.
+"""
+
+
+def create_app(
+    settings: Settings,
+    *,
+    services: Services | None = None,
+    redis_url: str | None = None,
+    echo_request_id: bool = True,
+) -> FastAPI:
+    """The application; opens its own services unless they are given.
+
+    `redis_url` goes before the settings' own. `echo_request_id=False` under Serve, whose proxy
+    sends X-Request-ID itself. Raises ValueError where the settings would serve the network
+    without keys.
+    """
+    auth = KeyAuth(settings.api)
+    _check_exposure(settings)
+    app = FastAPI(
+        title="Daguerre",
+        version="1",
+        description=DESCRIPTION,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=_lifespan(settings, services, redis_url),
+        middleware=_middleware(settings, auth, echo_request_id),
+    )
+    app.state.auth = auth
+    errors.install(app)
+    key = APIKeyHeader(name=auth.header, scheme_name="ApiKey", auto_error=False)
+    app.include_router(native.router, dependencies=[Security(key)] if auth.required else [])
+    app.include_router(native.health_router)
+    app.include_router(files.router)
+    app.include_router(docs.router)
+    return app
+
+
+def open_services(settings: Settings, redis_url: str | None = None) -> Services:
+    """Services on the settings' stores; nothing is dialled before the first call."""
+    if redis_url is None and settings.redis_url is not None:
+        redis_url = settings.redis_url.get_secret_value()
+    store = TaskStore.connect(
+        redis_url or local_redis_url(settings.data_dir),
+        settings.tasks,
+        max_queue=settings.limits.max_queue,
+    )
+    return Services(settings, store, open_store(settings))
+
+
+def _middleware(settings: Settings, auth: KeyAuth, echo: bool) -> list[Middleware]:
+    found = [Middleware(RequestId, echo=echo), Middleware(HostGuard, settings=settings)]
+    if not auth.required:
+        found.append(Middleware(OriginGuard, settings=settings))
+    found.append(Middleware(BodyLimit, max_bytes=settings.http.max_body_bytes))
+    return found
+
+
+def _lifespan(
+    settings: Settings, services: Services | None, redis_url: str | None
+) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        # Opened here, on the loop that serves: the store's connections belong to it.
+        opened = services or open_services(settings, redis_url)
+        app.state.services = opened
+        loops = [
+            asyncio.create_task(Upkeep(opened).run(), name="upkeep"),
+            asyncio.create_task(_callback_sender(opened).run(), name="callbacks"),
+        ]
+        try:
+            yield
+        finally:
+            for loop in loops:
+                loop.cancel()
+            await asyncio.gather(*loops, return_exceptions=True)
+            if services is None:
+                await opened.close()
+
+    return lifespan
+
+
+def _callback_sender(services: Services) -> CallbackSender:
+    http = services.settings.http
+    host = f"[{http.host}]" if ":" in http.host else http.host
+    base = (http.public_url or f"http://{host}:{http.port}").rstrip("/")
+
+    async def urls(task: Task) -> list[str]:
+        return await services.urls(task, base)
+
+    return CallbackSender(services.store, services.settings.callbacks, urls)
+
+
+def _check_exposure(settings: Settings) -> None:
+    host = settings.http.host
+    try:
+        is_local = host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        is_local = False
+    if not is_local and not settings.api.keys:
+        raise ValueError(
+            f"http.host is {host}, not a loopback address: set api.keys, or anyone may use this"
+        )

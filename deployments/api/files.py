@@ -1,0 +1,56 @@
+"""Pictures of a local object store, at addresses that cannot be guessed."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+
+from fastapi import APIRouter, Request, Response
+
+from deployments.api.route import services_of
+from deployments.storage.local import LocalStore
+from deployments.storage.store import ObjectNotFound
+
+CONTENT_TYPES = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp"}
+
+_RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
+
+router = APIRouter(include_in_schema=False)
+
+
+@router.api_route("/files/{token}/{key:path}", methods=["GET", "HEAD"])
+async def get_file(token: str, key: str, request: Request) -> Response:
+    """The object, or the one range of it that is asked for. Needs no API key."""
+    objects = services_of(request).objects
+    # The token is judged first: without a good one, not even an object's existence shows.
+    if not isinstance(objects, LocalStore) or not await asyncio.to_thread(
+        objects.verify, token, key
+    ):
+        raise ObjectNotFound(key)
+    data = await objects.get(key)
+    name = key.rpartition("/")[2]
+    headers = {
+        "Accept-Ranges": "bytes",
+        "Cache-Control": "private, max-age=31536000, immutable",
+        "Content-Disposition": f'inline; filename="{name}"',
+        "Content-Security-Policy": "default-src 'none'; sandbox",
+        "X-Content-Type-Options": "nosniff",
+    }
+    kind = CONTENT_TYPES.get(name.rpartition(".")[2], "application/octet-stream")
+    return _ranged(data, request.headers.get("range", ""), kind, headers)
+
+
+def _ranged(data: bytes, wanted: str, kind: str, headers: dict[str, str]) -> Response:
+    """One range is served; several, or none that can be read, get the whole (RFC 9110, 14.2)."""
+    match = _RANGE.fullmatch(wanted)
+    if not match or match[1] == match[2] == "":
+        return Response(data, 200, headers, kind)
+    size = len(data)
+    if match[1]:
+        start, end = int(match[1]), min(int(match[2] or size), size - 1)
+    else:
+        start, end = max(0, size - int(match[2])), size - 1
+    if start >= size or (match[2] and match[1] and int(match[2]) < start):
+        return Response(b"", 416, headers | {"Content-Range": f"bytes */{size}"})
+    headers |= {"Content-Range": f"bytes {start}-{end}/{size}"}
+    return Response(data[start : end + 1], 206, headers, kind)

@@ -1,0 +1,48 @@
+"""How the native routes' answers are documented: a model and a real example for each status."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from deployments.api.native import examples
+from deployments.api.native.schema import Problem, ValidationProblem
+
+Responses = dict[int | str, dict[str, Any]]
+
+
+def ok(description: str, **shown: Any) -> Responses:
+    """The 200 answer, with examples by name."""
+    named = {name.replace("_", " "): {"value": value} for name, value in shown.items()}
+    return {200: {"description": description, "content": {"application/json": {"examples": named}}}}
+
+
+def _problem(status: int, description: str, example: Any, *, fields: bool = False) -> Responses:
+    return {
+        status: {
+            "model": ValidationProblem if fields else Problem,
+            "description": description,
+            "content": {"application/json": {"example": example}},
+        }
+    }
+
+
+def _retry(answer: Responses) -> Responses:
+    header = {"description": "Seconds until another try.", "schema": {"type": "integer"}}
+    for documented in answer.values():
+        documented["headers"] = {"Retry-After": header}
+    return answer
+
+
+UNAUTHORIZED = _problem(401, "The API key is missing or wrong.", examples.UNAUTHORIZED)
+NOT_FOUND = _problem(404, "No such task of yours.", examples.NOT_FOUND)
+ALREADY_ENDED = _problem(409, "The task has already ended.", examples.ALREADY_ENDED)
+NOT_QUEUED = _problem(409, "The task is not waiting any more.", examples.NOT_QUEUED)
+IDEMPOTENCY = _problem(409, "The idempotency key means another body.", examples.IDEMPOTENCY)
+TOO_LARGE = _problem(413, "The body is too large.", examples.TOO_LARGE)
+NOT_JSON = _problem(415, "The body is not declared as JSON.", examples.NOT_JSON, fields=True)
+INVALID = _problem(422, "A field is refused; the entry names it.", examples.INVALID, fields=True)
+QUEUE_FULL = _retry(_problem(429, "Too many tasks are waiting.", examples.QUEUE_FULL))
+UNAVAILABLE = _retry(_problem(503, "A store does not answer.", examples.STORE_AWAY))
+
+COMMON: Responses = UNAUTHORIZED | UNAVAILABLE
+BODY: Responses = TOO_LARGE | NOT_JSON | INVALID

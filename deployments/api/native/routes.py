@@ -1,0 +1,202 @@
+"""The native API: parse, one service call, respond."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Header, Query, Request, Response
+from fastapi.responses import StreamingResponse
+
+from deployments.api.native import examples, responses
+from deployments.api.native.events import follow, start_of
+from deployments.api.native.schema import (
+    CreatedView,
+    GenerateBody,
+    HealthView,
+    PriorityBody,
+    StatusWord,
+    TaskList,
+    TaskView,
+    statuses_of,
+)
+from deployments.api.route import KeyedRoute, OwnerDep, ServicesDep, base_url
+from deployments.tasks.model import Task
+
+MAX_PAGE = 200
+
+health_router = APIRouter(tags=["health"])
+router = APIRouter(prefix="/api/v1", route_class=KeyedRoute, tags=["images"])
+
+GenerateExamples = Body(
+    openapi_examples={name: {"value": value} for name, value in examples.GENERATE.items()}
+)
+PriorityExamples = Body(openapi_examples={"sooner": {"value": examples.PRIORITY}})
+
+
+@health_router.get(
+    "/health",
+    summary="Whether the service works",
+    responses=responses.ok("It works.", healthy=examples.HEALTH)
+    | {
+        503: {
+            "model": HealthView,
+            "description": "The task store does not answer.",
+            "content": {"application/json": {"example": examples.UNAVAILABLE}},
+        }
+    },
+)
+@health_router.get("/api/health", include_in_schema=False)
+async def health(services: ServicesDep, response: Response) -> HealthView:
+    """Needs no key. `model_loaded`: a worker of the default model is ready."""
+    found = await services.health()
+    if not found.reachable:
+        response.status_code = 503
+        return HealthView(status="unavailable", model_loaded=False)
+    return HealthView(status="ok", model_loaded=found.model_loaded)
+
+
+@router.post(
+    "/generate",
+    summary="Draw pictures",
+    responses=responses.COMMON
+    | responses.BODY
+    | responses.IDEMPOTENCY
+    | responses.QUEUE_FULL
+    | responses.ok("The task; ask for its result.", created=examples.CREATED),
+)
+async def generate(
+    body: Annotated[GenerateBody, GenerateExamples],
+    services: ServicesDep,
+    owner: OwnerDep,
+    idempotency_key: Annotated[
+        str | None, Header(min_length=1, max_length=255, description="As in the body.")
+    ] = None,
+) -> CreatedView:
+    """Creates a task and returns at once. With `init_image` from that picture, else from text."""
+    task = await services.generate(body.to_domain(idempotency_key), owner)
+    return CreatedView.of(task)
+
+
+@router.get(
+    "/tasks",
+    summary="List your tasks",
+    responses=responses.COMMON
+    | responses.INVALID
+    | responses.ok("One page.", page=examples.TASK_LIST),
+)
+async def list_tasks(
+    request: Request,
+    services: ServicesDep,
+    owner: OwnerDep,
+    status: Annotated[StatusWord | None, Query(description="Only tasks in this status.")] = None,
+    limit: Annotated[int, Query(ge=1, le=MAX_PAGE, description="Tasks a page, at most.")] = 50,
+    cursor: Annotated[
+        str | None, Query(max_length=40, description="`next_cursor` of the page before.")
+    ] = None,
+) -> TaskList:
+    """Newest first; with `status=pending` delayed tasks come after those that only wait."""
+    page = await services.tasks(owner, statuses_of(status), limit, cursor)
+    base = base_url(request)
+    views = [TaskView.of(task, await services.urls(task, base)) for task in page.tasks]
+    return TaskList(tasks=views, next_cursor=page.next_cursor)
+
+
+@router.get(
+    "/tasks/{task_id}",
+    summary="Ask for a task's result",
+    responses=responses.COMMON
+    | responses.NOT_FOUND
+    | responses.ok("The task.", **{k.replace(" ", "_"): v for k, v in examples.TASKS.items()}),
+)
+async def get_task(
+    task_id: str, request: Request, services: ServicesDep, owner: OwnerDep
+) -> TaskView:
+    """Its status, and once it is completed the addresses of its pictures."""
+    return await _view(await services.task(task_id, owner), request, services)
+
+
+@router.delete(
+    "/tasks/{task_id}",
+    summary="Cancel a task",
+    responses=responses.COMMON
+    | responses.NOT_FOUND
+    | responses.ALREADY_ENDED
+    | responses.ok("The canceled task.", canceled=examples.CANCELED),
+)
+async def cancel_task(
+    task_id: str, request: Request, services: ServicesDep, owner: OwnerDep
+) -> TaskView:
+    """At once, waiting or running; canceling a canceled one changes nothing."""
+    return await _view(await services.cancel(task_id, owner), request, services)
+
+
+@router.post(
+    "/tasks/{task_id}/priority",
+    summary="Change a waiting task's priority",
+    responses=responses.COMMON
+    | responses.NOT_FOUND
+    | responses.NOT_QUEUED
+    | responses.BODY
+    | responses.ok("The task.", waiting=examples.WAITING),
+)
+async def set_priority(
+    task_id: str,
+    body: Annotated[PriorityBody, PriorityExamples],
+    request: Request,
+    services: ServicesDep,
+    owner: OwnerDep,
+) -> TaskView:
+    """Behind older tasks of the same priority."""
+    task = await services.set_priority(task_id, body.priority, owner)
+    return await _view(task, request, services)
+
+
+@router.post(
+    "/tasks/{task_id}/front",
+    summary="Move a waiting task to the front",
+    responses=responses.COMMON
+    | responses.NOT_FOUND
+    | responses.NOT_QUEUED
+    | responses.ok("The task.", waiting=examples.WAITING),
+)
+async def move_to_front(
+    task_id: str, request: Request, services: ServicesDep, owner: OwnerDep
+) -> TaskView:
+    """Before everything that waits now."""
+    return await _view(await services.move_to_front(task_id, owner), request, services)
+
+
+@router.get(
+    "/tasks/{task_id}/events",
+    summary="Watch a task",
+    response_class=StreamingResponse,
+    responses=responses.COMMON
+    | responses.NOT_FOUND
+    | {
+        200: {
+            "description": "Server-sent events `status`, `progress` and `preview`; the last one "
+            "is a `status` with the whole ended task. A reader that comes back with "
+            "Last-Event-ID goes on from there.",
+            "content": {
+                "text/event-stream": {"schema": {"type": "string"}, "example": examples.EVENTS}
+            },
+        }
+    },
+)
+async def watch_task(
+    task_id: str,
+    request: Request,
+    services: ServicesDep,
+    owner: OwnerDep,
+    last_event_id: Annotated[str | None, Header(max_length=64)] = None,
+) -> StreamingResponse:
+    """Status, progress and previews as they happen."""
+    task = await services.task(task_id, owner)
+    stream = follow(services, task, owner, start_of(last_event_id), base_url(request))
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
+
+
+async def _view(task: Task, request: Request, services: Any) -> TaskView:
+    urls = await services.urls(task, base_url(request))
+    return TaskView.of(task, urls, await services.position(task))

@@ -1,0 +1,62 @@
+"""What runs beside the requests: callbacks are sent, expired tasks and stray blobs removed."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+from deployments.api.services import MAX_DELAY_S, Services
+from deployments.log import TaskLogger, get_logger
+from deployments.storage.store import StorageUnavailable
+from deployments.tasks.errors import StoreUnavailable
+from deployments.tasks.image import INPUT_PREFIX, OUTPUT_PREFIX
+
+log = get_logger(__name__)
+
+SWEEP_EVERY_S = 60.0
+STRAYS_EVERY_S = 3600.0
+DAY_S = 86400.0
+
+
+class Upkeep:
+    """Every replica runs it; each step is atomic in the stores, so several do no harm."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._next_strays_s = 0.0
+
+    async def run(self) -> None:
+        """Until cancelled. A store that is away is tried again at the next turn."""
+        while True:
+            try:
+                await self.sweep()
+            except (StoreUnavailable, StorageUnavailable) as error:
+                log.warning("not swept: %s", error)
+            except Exception:
+                # A fault in one turn must not end upkeep for the life of the replica.
+                log.exception("not swept")
+            # Jitter keeps replicas that started together apart.
+            await asyncio.sleep(SWEEP_EVERY_S * random.uniform(0.8, 1.2))  # noqa: S311
+
+    async def sweep(self) -> None:
+        """Remove tasks past their retention with their pictures, and now and then strays."""
+        while expired := await self._services.store.sweep_expired():
+            for task in expired:
+                for output in task.outputs:
+                    await self._services.objects.delete(output.key)
+                TaskLogger(log, task.id).info("expired")
+        now = asyncio.get_running_loop().time()
+        if now >= self._next_strays_s:
+            self._next_strays_s = now + STRAYS_EVERY_S
+            await self._sweep_strays()
+
+    async def _sweep_strays(self) -> None:
+        """Blobs that no task can name any more: of lost attempts, abandoned submissions, and
+        of a process that died between removing a task and its pictures.
+        """
+        objects, kept_s = self._services.objects, self._services.settings.tasks.retention_s
+        # A task may wait its delay and its turn before it reads its input.
+        strays = await objects.sweep(INPUT_PREFIX, kept_s + MAX_DELAY_S + DAY_S)
+        strays += await objects.sweep(OUTPUT_PREFIX, kept_s + DAY_S)
+        if strays:
+            log.info("%d stray objects removed", strays)

@@ -1,0 +1,188 @@
+"""POST /api/v1/generate and the task that comes of it."""
+
+from datetime import datetime, timedelta
+
+import pytest
+
+
+async def test_the_documents_first_example_becomes_one_picture(api):
+    answer = await api.http.post(
+        "/api/v1/generate",
+        json={
+            "prompt": "a beautiful landscape with mountains and lakes, sunset",
+            "width": 512,
+            "height": 512,
+            "num_images": 1,
+            "guidance_scale": 7.5,
+            "num_inference_steps": 30,
+            "output_format": "png",
+        },
+    )
+    created = answer.json()
+    assert set(created) == {"task_id", "status", "message"}
+    assert created["status"] == "pending"
+    assert created["message"] == "任务已创建，正在处理中"
+
+    claimed = await api.claim()
+    assert (await api.task(created["task_id"]))["status"] == "processing"
+    await api.finish(claimed)
+
+    task = await api.task(created["task_id"])
+    assert task["status"] == "completed"
+    assert task["result_urls"] is None
+    assert task["error_message"] is None
+    assert task["result_url"].startswith("http://localhost:8000/files/")
+    file = await api.http.get(task["result_url"])
+    assert file.status_code == 200
+    assert file.headers["content-type"] == "image/png"
+
+
+async def test_several_pictures_have_result_urls_and_no_result_url(api):
+    task_id = await api.submit(num_images=3)
+    await api.finish(await api.claim())
+    task = await api.task(task_id)
+    assert task["result_url"] is None
+    assert len(set(task["result_urls"])) == 3
+
+
+async def test_a_failed_task_says_why(api):
+    task_id = await api.submit()
+    await api.fail(await api.claim(), "生成过程中发生错误")
+    task = await api.task(task_id)
+    assert task["status"] == "failed"
+    assert task["error_message"] == "生成过程中发生错误"
+    assert task["result_url"] is task["result_urls"] is None
+
+
+async def test_times_are_iso_in_utc_with_an_offset(api):
+    task = await api.task(await api.submit())
+    for field in ("created_at", "updated_at"):
+        assert task[field].endswith("+00:00")
+        assert datetime.fromisoformat(task[field]).utcoffset() == timedelta(0)
+
+
+async def test_defaults_come_from_the_settings_of_the_model(open_api):
+    preset = {
+        "num_inference_steps": 12,
+        "guidance_scale": 5.5,
+        "strength": 0.4,
+        "scheduler": "DDIMScheduler",
+        "width": 128,
+        "height": 192,
+    }
+    api = await open_api(models={"small": preset})
+    everything_null = dict.fromkeys(
+        ["init_image", "negative_prompt", "width", "height", "num_inference_steps", "lora", "model"]
+        + ["guidance_scale", "strength", "scheduler", "seed", "callback_url", "num_images"]
+        + ["output_format", "priority", "delay_s", "idempotency_key"]
+    )
+    await api.submit(**everything_null)
+    claimed = await api.claim()
+    expected = preset | {"negative_prompt": "", "num_images": 1, "output_format": "png"}
+    assert {name: claimed.task.input[name] for name in expected} == expected
+    assert claimed.task.queue == "small"
+
+
+async def test_an_unset_size_is_left_to_the_model(api):
+    await api.submit()
+    assert (await api.claim()).task.input["width"] is None
+
+
+async def test_jpg_and_jpeg_are_the_same_format(api):
+    for word in ("jpg", "jpeg"):
+        await api.submit(output_format=word)
+        assert (await api.claim()).task.input["output_format"] == "jpeg"
+
+
+async def test_without_a_seed_each_task_draws_another_picture_and_tells_its_seed(api):
+    tasks = [await api.task(await api.submit()) for _ in range(3)]
+    assert len({task["seed"] for task in tasks}) == 3
+
+
+async def test_an_empty_prompt_is_drawn(api):
+    assert (await api.task(await api.submit(prompt="")))["prompt"] == ""
+
+
+async def test_numbers_as_text_are_understood_as_the_document_s_own_server_did(api):
+    await api.submit(width="512", guidance_scale="7.5", num_inference_steps=30.0)
+    assert (await api.claim()).task.input["width"] == 512
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
+async def test_an_initial_picture_is_kept_in_the_store_and_rules_the_size(api, png, data_url, kind):
+    data = png(kind, (203, 100))
+    await api.submit(init_image=data_url(data, kind), strength=0.3, width=512, height=512)
+    claimed = await api.claim()
+    job = claimed.task.input
+    assert (job["width"], job["height"]) == (200, 96)
+    assert job["strength"] == 0.3
+    assert await api.services.objects.get(job["init_image_key"]) == data
+    assert "base64" not in str(job)
+
+
+async def test_a_large_initial_picture_is_brought_under_the_limits(open_api, png, data_url):
+    api = await open_api(limits={"max_side_px": 512, "max_pixels": 512 * 256})
+    await api.submit(init_image=data_url(png(size=(2000, 1000))))
+    job = (await api.claim()).task.input
+    assert (job["width"], job["height"]) == (512, 256)
+
+
+async def test_a_local_picture_is_not_the_image_to_image_strength_of_text_to_image(api):
+    await api.submit(strength=0.2)
+    assert (await api.claim()).task.input["init_image_key"] is None
+
+
+async def test_an_idempotency_key_gives_the_same_task_again(api):
+    first = await api.submit(idempotency_key="order-17")
+    assert await api.submit(idempotency_key="order-17") == first
+    other = await api.submit()
+    assert other != first
+
+
+async def test_the_idempotency_key_may_come_as_a_header(api, png, data_url):
+    body = {"prompt": "a fox", "init_image": data_url(png())}
+    ids = set()
+    for _ in range(2):
+        answer = await api.http.post(
+            "/api/v1/generate", json=body, headers={"Idempotency-Key": "order-18"}
+        )
+        ids.add(answer.json()["task_id"])
+    assert len(ids) == 1
+
+
+async def test_an_idempotency_key_with_another_body_is_a_conflict(api):
+    await api.submit(idempotency_key="order-19")
+    answer = await api.http.post(
+        "/api/v1/generate", json={"prompt": "a dog", "idempotency_key": "order-19"}
+    )
+    assert answer.status_code == 409
+    assert "order-19" in answer.json()["detail"]
+
+
+async def test_a_delayed_task_is_pending_and_waits(api):
+    task_id = await api.submit(delay_s=60)
+    assert (await api.task(task_id))["status"] == "pending"
+    queue = api.settings.default_model
+    assert not await api.services.store.claim(queue, "w", limit=1, request_id="r")
+
+
+async def test_a_full_queue_answers_429_and_when_to_come_back(open_api):
+    api = await open_api(limits={"max_queue": 2})
+    await api.submit()
+    await api.submit()
+    answer = await api.http.post("/api/v1/generate", json={"prompt": "one too many"})
+    assert answer.status_code == 429
+    assert int(answer.headers["retry-after"]) >= 1
+    assert "2" in answer.json()["detail"]
+
+
+async def test_lora_may_be_sent_empty(api):
+    await api.submit(lora=[])
+
+
+async def test_public_url_stands_before_the_picture_s_path(open_api):
+    api = await open_api(http={"public_url": "https://pictures.example.com/base/"})
+    task_id = await api.submit()
+    await api.finish(await api.claim())
+    url = (await api.task(task_id))["result_url"]
+    assert url.startswith("https://pictures.example.com/base/files/")

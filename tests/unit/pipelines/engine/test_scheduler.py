@@ -1,0 +1,236 @@
+"""Admission and fairness, as plain bookkeeping."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipelines.engine.scheduler import BatchKey, Schedule, Scheduler, Ticket
+
+
+def key(side: int = 64) -> BatchKey:
+    return BatchKey(model="sd", height=side, width=side, in_channels=4, dtype="float32")
+
+
+def ticket(name: str, *, side: int = 64, rows: int = 2, priority: int = 0) -> Ticket:
+    return Ticket(id=name, key=key(side), rows=rows, priority=priority)
+
+
+def test_neither_the_scheduler_nor_the_request_module_imports_torch() -> None:
+    code = (
+        "import sys, pipelines.engine.scheduler, pipelines.engine.request, pipelines.engine.stats;"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_without_requests_there_is_nothing_to_do() -> None:
+    assert Scheduler(16).schedule() == Schedule()
+
+
+def test_requests_of_one_key_run_together_and_stay_until_removed() -> None:
+    scheduler = Scheduler(16)
+    for name in "abc":
+        scheduler.add(ticket(name))
+    assert scheduler.schedule() == Schedule(("a", "b", "c"), ("a", "b", "c"))
+    assert scheduler.schedule() == Schedule((), ("a", "b", "c"))
+    scheduler.remove("b")
+    assert scheduler.schedule() == Schedule((), ("a", "c"))
+
+
+def test_a_late_request_joins_the_running_batch_at_the_next_step() -> None:
+    scheduler = Scheduler(16)
+    scheduler.add(ticket("early"))
+    scheduler.schedule()
+    scheduler.add(ticket("late"))
+    assert scheduler.schedule() == Schedule(("late",), ("early", "late"))
+
+
+def test_higher_priority_is_admitted_first_then_the_older() -> None:
+    scheduler = Scheduler(2)
+    for name, priority in [("low", 0), ("high", 5), ("high too", 5), ("mid", 1)]:
+        scheduler.add(ticket(name, priority=priority))
+    order = []
+    for _ in range(4):
+        (name,) = scheduler.schedule().batch
+        order.append(name)
+        scheduler.remove(name)
+    assert order == ["high", "high too", "mid", "low"]
+
+
+def test_the_rows_of_a_batch_never_exceed_the_cap() -> None:
+    scheduler = Scheduler(5)
+    for name in "abc":
+        scheduler.add(ticket(name))
+    assert scheduler.schedule().batch == ("a", "b")
+    assert (scheduler.rows, scheduler.waiting, scheduler.waiting_rows) == (4, 1, 2)
+
+
+def test_a_request_that_does_not_fit_yet_is_not_overtaken_by_a_smaller_one() -> None:
+    scheduler = Scheduler(3)
+    for name, rows in [("two", 2), ("two more", 2), ("one", 1)]:
+        scheduler.add(ticket(name, rows=rows))
+    assert scheduler.schedule().batch == ("two",)
+    scheduler.remove("two")
+    assert scheduler.schedule().batch == ("two more", "one")
+
+
+def test_a_waiting_request_can_be_removed() -> None:
+    scheduler = Scheduler(2)
+    scheduler.add(ticket("runs"))
+    scheduler.schedule()
+    scheduler.add(ticket("waits"))
+    scheduler.remove("waits")
+    scheduler.remove("runs")
+    scheduler.remove("never came")
+    assert scheduler.schedule() == Schedule()
+    assert (scheduler.rows, scheduler.running, scheduler.waiting) == (0, 0, 0)
+
+
+def test_an_id_may_be_used_once_at_a_time() -> None:
+    scheduler = Scheduler(16)
+    scheduler.add(ticket("a"))
+    with pytest.raises(ValueError, match="already"):
+        scheduler.add(ticket("a", side=32))
+    scheduler.remove("a")
+    scheduler.add(ticket("a", side=32))
+
+
+def test_a_request_wider_than_a_forward_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least 2"):
+        Scheduler(1)
+    with pytest.raises(ValueError, match="1..2"):
+        Scheduler(2).add(ticket("a", rows=3))
+
+
+def test_a_small_size_is_not_blocked_by_a_stream_of_large_pictures() -> None:
+    scheduler = Scheduler(16)
+    for i in range(50):
+        scheduler.add(ticket(f"large {i}", side=128))
+    for _ in range(3):
+        scheduler.schedule()
+    scheduler.add(ticket("small", side=32))
+    steps = [scheduler.schedule().batch for _ in range(6)]
+    assert ("small",) in steps
+    assert steps.count(("small",)) >= 3, "the cheap batch steps often within its share"
+
+
+def test_a_large_size_is_not_blocked_by_a_stream_of_small_pictures() -> None:
+    scheduler = Scheduler(16)
+    for i in range(50):
+        scheduler.add(ticket(f"small {i}", side=32))
+    scheduler.schedule()
+    scheduler.add(ticket("large", side=128))
+    large = 0
+    for step in range(40):
+        batch = scheduler.schedule().batch
+        large += batch == ("large",)
+        if step % 5 == 4 and batch != ("large",):
+            scheduler.remove(batch[0])
+    assert large >= 10
+
+
+sizes = st.lists(st.sampled_from([16, 32, 64, 96]), min_size=2, max_size=4, unique=True)
+
+
+@given(sizes=sizes, counts=st.lists(st.integers(1, 12), min_size=4, max_size=4))
+def test_keys_with_steady_work_get_equal_shares_of_compute(
+    sizes: Sequence[int], counts: Sequence[int]
+) -> None:
+    scheduler = Scheduler(16)
+    for side, count in zip(sizes, counts, strict=False):
+        for i in range(count):
+            scheduler.add(ticket(f"{side}/{i}", side=side))
+    spent = dict.fromkeys(sizes, 0)
+    costs = {}
+    for _ in range(400):
+        batch = scheduler.schedule().batch
+        side = int(batch[0].split("/")[0])
+        costs[side] = 2 * len(batch) * side * side
+        spent[side] += costs[side]
+    dearest = max(costs.values())
+    assert max(spent.values()) - min(spent.values()) <= 2 * dearest
+
+
+class Model:
+    """What a correct scheduler may and must do, checked at each step."""
+
+    def __init__(self, max_rows: int) -> None:
+        self.scheduler = Scheduler(max_rows)
+        self.max_rows = max_rows
+        self.tickets: dict[str, Ticket] = {}
+        self.admitted: set[str] = set()
+        self.spent_on_others: dict[BatchKey, int] = {}
+        self.names = 0
+
+    def add(self, side: int, rows: int, priority: int) -> None:
+        made = ticket(str(self.names), side=side, rows=rows, priority=priority)
+        self.names += 1
+        self.tickets[made.id] = made
+        self.scheduler.add(made)
+
+    def remove(self, which: int) -> None:
+        if self.tickets:
+            name = list(self.tickets)[which % len(self.tickets)]
+            self.scheduler.remove(name)
+            del self.tickets[name]
+            self.admitted.discard(name)
+
+    def step(self) -> None:
+        waiting = [t for t in self.tickets.values() if t.id not in self.admitted]
+        schedule = self.scheduler.schedule()
+        assert not self.admitted & set(schedule.admitted)
+        self.admitted |= set(schedule.admitted)
+        for k in {t.key for t in self.tickets.values()}:
+            self.check_lane(k, [t for t in waiting if t.key == k])
+        self.check_batch(schedule.batch)
+        assert self.scheduler.running == len(self.admitted)
+        assert self.scheduler.waiting == len(self.tickets) - len(self.admitted)
+        assert self.scheduler.rows == sum(self.tickets[i].rows for i in self.admitted)
+
+    def check_lane(self, k: BatchKey, waiting: list[Ticket]) -> None:
+        ordered = sorted(waiting, key=lambda t: (-t.priority, int(t.id)))
+        left = [t for t in ordered if t.id not in self.admitted]
+        assert ordered[: len(ordered) - len(left)] + left == ordered, "nobody overtakes"
+        rows = sum(t.rows for i, t in self.tickets.items() if i in self.admitted and t.key == k)
+        assert rows <= self.max_rows
+        assert not left or rows + left[0].rows > self.max_rows, "the next did not fit"
+
+    def check_batch(self, batch: Sequence[str]) -> None:
+        keys = {self.tickets[i].key for i in batch}
+        assert len(keys) == (1 if self.admitted else 0), "one key runs whenever there is work"
+        active = {self.tickets[i].key for i in self.admitted}
+        for k in keys:
+            assert set(batch) == {i for i in self.admitted if self.tickets[i].key == k}
+            cost = sum(self.tickets[i].rows for i in batch) * k.height * k.width
+            for other in active - {k}:
+                self.spent_on_others[other] = self.spent_on_others.get(other, 0) + cost
+        for k in [*keys, *(set(self.spent_on_others) - active)]:
+            self.spent_on_others.pop(k, None)
+        # while a key waits for its turn, each other key spends at most two of the dearest batches
+        dearest = self.max_rows * 96 * 96
+        for k, spent in self.spent_on_others.items():
+            assert spent <= 2 * dearest * 3, f"{k} starves"
+
+
+adds = st.tuples(
+    st.just("add"), st.sampled_from([16, 32, 64, 96]), st.sampled_from([1, 2]), st.integers(-2, 2)
+)
+removes = st.tuples(st.just("remove"), st.integers(0, 50))
+steps = st.tuples(st.just("step"))
+
+
+@given(max_rows=st.integers(2, 7), actions=st.lists(adds | removes | steps, max_size=60))
+def test_invariants_hold_under_any_sequence_of_arrivals_steps_and_ends(
+    max_rows: int, actions: Sequence[tuple[object, ...]]
+) -> None:
+    model = Model(max_rows)
+    for verb, *arguments in actions:
+        getattr(model, str(verb))(*arguments)
+    for _ in range(3):
+        model.step()

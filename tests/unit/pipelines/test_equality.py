@@ -1,0 +1,146 @@
+"""The engine draws what plain diffusers draws: alone, and in any mix, to 1/255 per channel."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+
+from pipelines.components import Components
+from pipelines.engine.engine import Engine, Failure, Outcome
+from pipelines.engine.request import ImageRequest, ImageResult, Picture
+from pipelines.samplers import SAMPLERS
+
+# diffusers' KDPM2 takes the numpy logarithm of torch tensors
+pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning")
+
+Plain = Callable[[Components, ImageRequest], Picture]
+MakeRequest = Callable[..., ImageRequest]
+MakeImage = Callable[..., Picture]
+
+
+def draw(
+    components: Components, arrivals: Sequence[Sequence[ImageRequest]], max_rows: int = 16
+) -> dict[str, Picture]:
+    """Runs an engine; `arrivals[i]` are added before step i. Pictures by request id."""
+    outcomes: list[Outcome] = []
+    engine = Engine(components, max_rows=max_rows, report=outcomes.append)
+    for requests in arrivals:
+        for request in requests:
+            engine.add(request)
+        engine.step()
+    while not engine.idle:
+        engine.step()
+    assert [o for o in outcomes if isinstance(o, Failure)] == []
+    return {o.request_id: o.picture for o in outcomes if isinstance(o, ImageResult)}
+
+
+def levels_apart(picture: Picture, other: Picture) -> int:
+    """The largest difference of a channel, of 255; the pictures must have contrast."""
+    assert picture.shape == other.shape
+    assert other.std() > 30, "a flat picture would prove nothing"
+    return int(np.abs(picture.astype(int) - other.astype(int)).max())
+
+
+@pytest.mark.parametrize("guidance_scale", [6.5, 1.0], ids=["cfg", "no-cfg"])
+@pytest.mark.parametrize("mode", ["txt2img", "img2img"])
+@pytest.mark.parametrize("scheduler", SAMPLERS)
+def test_a_request_alone_gives_the_picture_of_plain_diffusers(
+    components: Components,
+    make_request: MakeRequest,
+    init_image: MakeImage,
+    plain_diffusers: Plain,
+    scheduler: str,
+    mode: str,
+    guidance_scale: float,
+) -> None:
+    image = init_image() if mode == "img2img" else None
+    request = make_request(
+        scheduler=scheduler,
+        guidance_scale=guidance_scale,
+        init_image=image,
+        strength=0.6,
+        num_inference_steps=5,
+    )
+    picture = draw(components, [[request]])[request.id]
+    assert levels_apart(picture, plain_diffusers(components, request)) <= 1
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_every_picture_of_a_random_mix_is_that_of_plain_diffusers(
+    components: Components,
+    make_request: MakeRequest,
+    init_image: MakeImage,
+    plain_diffusers: Plain,
+    seed: int,
+) -> None:
+    rng = random.Random(seed)
+    requests = [random_request(rng, scheduler, make_request, init_image) for scheduler in SAMPLERS]
+    requests += [random_request(rng, rng.choice(SAMPLERS), make_request, init_image) for _ in "123"]
+    rng.shuffle(requests)
+    arrivals = [requests[:2]]
+    for request in requests[2:]:
+        arrivals += [[] for _ in range(rng.randrange(3))]
+        arrivals.append([request])
+
+    pictures = draw(components, arrivals, max_rows=rng.choice((6, 16)))
+
+    apart = {
+        request.id: levels_apart(pictures[request.id], plain_diffusers(components, request))
+        for request in requests
+    }
+    assert max(apart.values()) <= 1, apart
+
+
+def random_request(
+    rng: random.Random, scheduler: str, make_request: MakeRequest, init_image: MakeImage
+) -> ImageRequest:
+    # 72 px makes an odd latent, whose size the UNet must be told when it upsamples
+    width, height = rng.choice([(64, 64), (64, 64), (64, 72), (96, 64)])
+    seed = rng.randrange(2**63)
+    steps = rng.randrange(4 if scheduler == "PNDMScheduler" else 2, 7)
+    return make_request(
+        scheduler=scheduler,
+        width=width,
+        height=height,
+        seed=seed,
+        prompt=rng.choice(["a red cat", "blue dog!", "", "word " * 100]),
+        negative_prompt=rng.choice(["", "", "ugly mat"]),
+        guidance_scale=rng.choice([0.0, 1.0, 1.5, 4.0, 7.5]),
+        num_inference_steps=steps,
+        init_image=init_image(width, height, seed % 97) if rng.random() < 0.5 else None,
+        strength=rng.choice([0.5, 0.8, 1.0]),
+        priority=rng.randrange(3),
+    )
+
+
+def test_a_picture_is_the_same_bytes_whoever_else_is_in_the_batch(
+    sd: Components, make_request: MakeRequest
+) -> None:
+    request = make_request(scheduler="EulerAncestralDiscreteScheduler", num_inference_steps=5)
+    others = [
+        make_request(seed=i, num_inference_steps=2 + i, guidance_scale=i, prompt=f"other {i}")
+        for i in range(6)
+    ]
+    alone = draw(sd, [[request]])[request.id]
+    beside = draw(sd, [others[:3], others[3:5], [request], [others[5]]])[request.id]
+    assert levels_apart(alone, beside) <= 1
+
+
+def test_seed_prompt_guidance_and_negative_prompt_each_change_the_picture(
+    components: Components, make_request: MakeRequest
+) -> None:
+    changes = (
+        {},
+        {"seed": 8},
+        {"prompt": "dog"},
+        {"guidance_scale": 1.0},
+        {"negative_prompt": "b"},
+    )
+    requests = [make_request(**change) for change in changes]
+    pictures = draw(components, [requests])
+    first = pictures[requests[0].id]
+    for request, change in zip(requests[1:], changes[1:], strict=True):
+        assert levels_apart(first, pictures[request.id]) > 10, change
