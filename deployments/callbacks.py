@@ -117,6 +117,11 @@ class CallbackSender:
             log.warning("callbacks wait: %s", error)
             await asyncio.sleep(_STORE_AWAY_S)
             return
+        except Exception:
+            # Whatever lies in the store, this loop has to outlive it.
+            log.exception("callbacks wait")
+            await asyncio.sleep(_STORE_AWAY_S)
+            return
         for job in found:
             task = asyncio.create_task(self._settle(job))
             self._sending.add(task)

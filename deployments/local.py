@@ -25,6 +25,7 @@ _MAX_SOCKET_PATH = 100  # the kernel's limit is 108 bytes on Linux, 104 on macOS
 _START_S, _STOP_S = 20.0, 10.0
 _STEADY_S = 1.0  # a server that lived as long is restarted at once
 _FIRST_WAIT_S, _MAX_WAIT_S = 0.05, 5.0
+_HOPELESS = 3  # a server that fell as often without ever answering will not start
 _LOG_TAIL = 2000
 
 # Linux kills the server when the thread that started it is gone: nothing outlives a kill -9 of the
@@ -73,6 +74,7 @@ class LocalRedis:
         self._server: subprocess.Popen[bytes] | None = None
         self._adopted: socket.socket | None = None
         self._trouble = ""
+        self._falls = 0
 
     def start(self) -> None:
         """Return once the server answers. Raises LocalRedisError; a second call does nothing."""
@@ -87,6 +89,7 @@ class LocalRedis:
         for folder in {self._home, self._socket.parent}:
             _private_folder(folder)
         self._stopping.clear()
+        self._falls = 0
         self._thread = threading.Thread(target=self._supervise, name="local-redis", daemon=True)
         self._thread.start()
         atexit.register(self.stop)
@@ -115,7 +118,7 @@ class LocalRedis:
     def _answers(self, timeout_s: float) -> bool:
         """Whether it answers in time; a server that is still loading its file gets longer."""
         deadline = time.monotonic() + timeout_s
-        while time.monotonic() < deadline:
+        while time.monotonic() < deadline and self._falls < _HOPELESS:
             reply = self._ping()
             if reply.startswith(b"+PONG"):
                 return True
@@ -211,6 +214,7 @@ class LocalRedis:
                 start_new_session=True,  # a Ctrl-C is for the application, which stops it in turn
             )
         code = self._server.wait()
+        self._falls += 1
         self._trouble = f"it ended with code {code}: {self._log_tail()}"
 
     def _arguments(self) -> list[str]:

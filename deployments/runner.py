@@ -138,10 +138,11 @@ class TaskRunner:
                 await self._freed.wait()
                 continue
             try:
-                # The same request_id until an answer came: a claim whose reply was lost is
-                # answered again with the same tasks, so none is stranded until its lease ends.
+                # One at a time: only the claimed task tells how much room it takes. The same
+                # request_id until an answer came: a claim whose reply was lost is answered again
+                # with the same task, so none is stranded until its lease ends.
                 claims = await self._store.claim(
-                    self._queue, self._worker, limit=self._room, request_id=request_id
+                    self._queue, self._worker, limit=1, request_id=request_id
                 )
                 request_id = uuid.uuid4().hex
                 for claimed in claims:

@@ -99,12 +99,12 @@ def _components(name: str, pipe: Any, device: torch.device, dtype: torch.dtype) 
     is_xl = isinstance(pipe, diffusers.StableDiffusionXLPipeline)
     _check_architecture(name, pipe.unet.config, pipe.vae.config, is_xl=is_xl)
     encoders = (pipe.text_encoder, pipe.text_encoder_2) if is_xl else (pipe.text_encoder,)
-    if is_xl and dtype is torch.float16 and pipe.vae.config.force_upcast:
-        # this VAE overflows in float16; diffusers upcasts it around every use
-        pipe.vae.to(torch.float32)
     for module in (pipe.unet, pipe.vae, *encoders):
         _check_weights(name, module)
         module.to(device).eval().requires_grad_(False)
+    if is_xl and dtype is torch.float16 and pipe.vae.config.force_upcast:
+        # this VAE overflows in float16; diffusers upcasts it around every use
+        pipe.vae.to(torch.float32)
     return Components(
         name=name,
         is_xl=is_xl,
@@ -257,6 +257,9 @@ def _load_file(path: Path, config: str | None, dtype: torch.dtype) -> Any:
         return cls.from_single_file(
             str(path), config=config, local_files_only=local, torch_dtype=dtype, **extra
         )
+    except NotImplementedError as error:
+        # what torch says of a weight that was never filled in
+        raise ModelError(f"{path}: incomplete, weights of its UNet or VAE are missing") from error
     except Exception as error:
         hint = "" if config else "; give `config`, a diffusers folder with its configuration"
         raise ModelError(f"{path}: does not load: {_line(error)}{hint}") from error

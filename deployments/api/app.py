@@ -17,6 +17,7 @@ from deployments.api import docs, errors, files
 from deployments.api.auth import KeyAuth
 from deployments.api.guard import BodyLimit, HostGuard, OriginGuard, RequestId
 from deployments.api.native import routes as native
+from deployments.api.openapi import DocumentedApp
 from deployments.api.services import Services
 from deployments.api.upkeep import Upkeep
 from deployments.callbacks import CallbackSender
@@ -46,7 +47,7 @@ def create_app(
     """
     auth = KeyAuth(settings.api)
     _check_exposure(settings)
-    app = FastAPI(
+    app = DocumentedApp(
         title="Daguerre",
         version="1",
         description=DESCRIPTION,

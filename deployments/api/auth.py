@@ -18,8 +18,13 @@ class KeyAuth:
     def __init__(self, settings: ApiSettings) -> None:
         self.header = settings.key_header
         self.required = bool(settings.keys)
-        keys = (key.get_secret_value() for key in settings.keys)
-        self._owners = {_digest(key): owner_of(key) for key in keys}
+        keys = [key.get_secret_value() for key in settings.keys]
+        # Clients differ in how they write a letter beyond ASCII into a header.
+        self._owners = {
+            _digest(key.encode(encoding, "replace")): owner_of(key)
+            for key in keys
+            for encoding in ("utf-8", "latin-1")
+        }
 
     def owner(self, given: str | None) -> str:
         """The stable owner id of a key. Raises Unauthorized.
@@ -30,7 +35,7 @@ class KeyAuth:
             return ANONYMOUS
         if not given or len(given) > MAX_KEY_CHARS:
             raise Unauthorized
-        digest, found = _digest(given), None
+        digest, found = _digest(given.encode("latin-1", "replace")), None
         for known, owner in self._owners.items():
             if hmac.compare_digest(digest, known):
                 found = owner
@@ -44,5 +49,5 @@ def owner_of(key: str) -> str:
     return hashlib.sha256(b"daguerre owner\0" + key.encode()).hexdigest()[:32]
 
 
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode("utf-8", "replace")).digest()
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()

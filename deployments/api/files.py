@@ -43,14 +43,17 @@ async def get_file(token: str, key: str, request: Request) -> Response:
 def _ranged(data: bytes, wanted: str, kind: str, headers: dict[str, str]) -> Response:
     """One range is served; several, or none that can be read, get the whole (RFC 9110, 14.2)."""
     match = _RANGE.fullmatch(wanted)
+    size = len(data)
     if not match or match[1] == match[2] == "":
         return Response(data, 200, headers, kind)
-    size = len(data)
     if match[1]:
-        start, end = int(match[1]), min(int(match[2] or size), size - 1)
+        start, end = int(match[1]), int(match[2] or size)
     else:
-        start, end = max(0, size - int(match[2])), size - 1
-    if start >= size or (match[2] and match[1] and int(match[2]) < start):
+        start, end = max(0, size - int(match[2])), size
+    if end < start:
+        return Response(data, 200, headers, kind)
+    if start >= size:
         return Response(b"", 416, headers | {"Content-Range": f"bytes */{size}"})
+    end = min(end, size - 1)
     headers |= {"Content-Range": f"bytes {start}-{end}/{size}"}
     return Response(data[start : end + 1], 206, headers, kind)

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from configs.settings import ModelSettings, Settings
     from pipelines.components import Components
 
+STOP_S = 3.0
+"""Ctrl-C is answered within this, though a step of a large picture may take longer."""
 START_KEY = "init_image"
 """Stands where a server would name the initial picture's object."""
 
@@ -74,8 +76,15 @@ def _draw(
 
 def load(preset: ModelSettings) -> Components:
     """The configured model on its device. Raises ModelError."""
+    import diffusers
+    import transformers
+
     from pipelines.components import load_components
 
+    # their bars and advice would stand among our own lines
+    for library in (diffusers.utils.logging, transformers.utils.logging):
+        library.set_verbosity_error()
+        library.disable_progress_bar()
     if preset.num_threads is not None:
         import torch
 
@@ -132,7 +141,7 @@ def run(
         ]
         return [_result(future) for future in futures]
     finally:
-        worker.stop()
+        worker.stop(STOP_S)
 
 
 def _result(future: Future[ImageResult]) -> ImageResult:

@@ -58,10 +58,13 @@ def up(
         check_port(settings.http.host, settings.http.port)
         typer.echo("starting (about 20 seconds) ...", err=True)
         with running(settings):
+            stopped = stop_signals()
             for line in addresses(settings):
                 typer.echo(line)
             typer.echo("Ctrl-C stops it.", err=True)
-            wait_for_stop()
+            # in turns: an endless wait would keep the signal from being seen on some systems
+            while not stopped.wait(1.0):
+                pass
             typer.echo("stopping: unfinished tasks stay in the queue ...", err=True)
     typer.echo("stopped", err=True)
 
@@ -140,6 +143,8 @@ def running(settings: Settings) -> Iterator[None]:
     """The application, started; stopped at the end, come what may."""
     from deployments import app
 
+    # while it starts, a TERM is like Ctrl-C: what is up already is taken down again
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         try:
             app.start(settings)
@@ -177,8 +182,8 @@ def dashboard_url() -> str | None:
     return f"http://{address}" if address else None
 
 
-def wait_for_stop() -> None:
-    """Until SIGINT or SIGTERM; a second one while stopping ends the process at once."""
+def stop_signals() -> threading.Event:
+    """Set by the first SIGINT or SIGTERM; a second one, while stopping, acts as it did before."""
     stopped = threading.Event()
     previous: dict[signal.Signals, Any] = {}
 
@@ -189,6 +194,4 @@ def wait_for_stop() -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         previous[number] = signal.signal(number, on_signal)
-    # in turns: an endless wait would keep the signal from being seen on some systems
-    while not stopped.wait(1.0):
-        pass
+    return stopped

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from pydantic import ValidationError
-
 from deployments.tasks.model import SCHEMA_VERSION, Event, Kind, Status, Task, TaskError
 
 Fields = dict[str, str]
@@ -27,7 +25,7 @@ def read_task(flat: Sequence[bytes]) -> Task:
     fields = read_fields(flat)
     try:
         return _strict(fields)
-    except (ValidationError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+    except (ValueError, KeyError, TypeError, OverflowError, OSError, RecursionError):
         return _salvaged(fields)
 
 
@@ -41,7 +39,7 @@ def read_event(event_id: bytes, fields: dict[bytes, bytes]) -> Event | None:
     try:
         data = json.loads(fields[b"data"])
         return Event(id=event_id.decode(), type=fields[b"type"].decode(), data=data)
-    except (ValidationError, ValueError, KeyError):
+    except (ValueError, KeyError, RecursionError):
         return None
 
 

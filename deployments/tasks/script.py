@@ -53,6 +53,9 @@ def _client(url: str, retry: Retry, answer_s: float, connections: int) -> Redis:
 @asynccontextmanager
 async def store_errors(deadline_s: float = DEADLINE_S) -> AsyncIterator[None]:
     """Everything that Redis or the way to it can do wrong becomes StoreUnavailable, in time."""
+    task = asyncio.current_task()
+    assert task is not None
+    canceled_before = task.cancelling()
     try:
         async with asyncio.timeout(deadline_s):
             yield
@@ -60,6 +63,11 @@ async def store_errors(deadline_s: float = DEADLINE_S) -> AsyncIterator[None]:
         raise StoreUnavailable(f"The task store did not answer in {deadline_s:g} s.") from error
     except (RedisError, OSError) as error:
         raise StoreUnavailable(f"The task store is unavailable: {error}") from error
+    finally:
+        # redis-py sends under asyncio.wait_for, which before Python 3.12 loses a cancellation that
+        # comes while it ends: an endless loop over the store could not be stopped then.
+        if task.cancelling() > canceled_before:
+            raise asyncio.CancelledError
 
 
 def block_ms(block_s: float) -> int:

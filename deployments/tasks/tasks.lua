@@ -455,9 +455,11 @@ function verbs.position()
   return {'ok', ahead, int(hold + run * (1 + (ahead + busy) / side_by_side))}
 end
 
+-- What is due counts as queued: where no worker is left to queue it, this must bring one.
 function verbs.depth()
-  return {'ok', size('queue:' .. A.queue), size('running:' .. A.queue),
-    size('scheduled:' .. A.queue)}
+  local due = call('ZCOUNT', P .. 'scheduled:' .. A.queue, '-inf', int(NOW))
+  return {'ok', size('queue:' .. A.queue) + due, size('running:' .. A.queue),
+    size('scheduled:' .. A.queue) - due}
 end
 
 -- Workers ------------------------------------------------------------------------------------------
@@ -513,8 +515,8 @@ local function renew(beat)
   if not valid(h) then return 'stale' end
   local watched = call('EXISTS', P .. 'watch:' .. h.id) == 1
   local changes = {lease = NOW + A.lease}
-  local onward = beat.step and (beat.step > num(h, 'step') or beat.steps ~= num(h, 'steps'))
-  if onward and beat.step >= num(h, 'step') then
+  local step, steps = num(h, 'step'), num(h, 'steps')
+  if beat.step and beat.step >= step and (beat.step > step or beat.steps ~= steps) then
     changes.step, changes.steps, changes.updated = beat.step, beat.steps, NOW
     if watched then
       event(h, 'progress', cjson.encode({step = beat.step, steps = beat.steps}))

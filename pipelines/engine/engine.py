@@ -189,7 +189,7 @@ class Engine:
         if state is None or (state.error is None and not state.done):
             return
         if state.error is not None:
-            self._fail(job, state.error)
+            self._fail(job, _explain(f"step {state.step_index}", state.error))
             return
         job.denoised_at = time.monotonic()
         self.scheduler.remove(job.request.id)

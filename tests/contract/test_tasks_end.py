@@ -128,6 +128,8 @@ async def test_progress_never_goes_back(store, submit, take):
     for step, shown in ((3, 3), (2, 3), (3, 3), (9, 9)):
         await store.renew([Beat(claimed.claim, Progress(step=step, steps=10))])
         assert (await store.get(task.id)).progress == Progress(step=shown, steps=10)
+    await store.renew([Beat(claimed.claim, Progress(step=8, steps=99))])
+    assert (await store.get(task.id)).progress == Progress(step=9, steps=10)
     await store.succeed(claimed.claim, [])
     assert (await store.get(task.id)).progress == Progress(step=10, steps=10)
 

@@ -56,6 +56,7 @@ async def test_every_write_made_twice_leaves_what_one_leaves(twice, store, submi
     a, b = await submit("a", idempotency_key="k"), await submit("b", callback_url="http://sink/")
     c, d = await submit("c", delay_s=60), await submit("d", priority=3)
     await store.move_to_front(b.id)
+    await store.move_to_front(c.id)
     await store.move_to_front(a.id)
     await store.set_priority(a.id, 7)
     await store.announce("sd", "w1", info={"rows": 1}, ttl_s=60)

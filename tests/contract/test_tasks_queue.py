@@ -33,6 +33,13 @@ async def test_a_task_moved_to_the_front_is_next_before_any_priority(store, subm
     assert "".join(await order(store)) == "bac"
 
 
+async def test_moving_the_first_to_the_front_changes_nothing(store, submit, snapshot):
+    first, _ = await submit("a"), await submit("b")
+    before = await snapshot()
+    assert await store.move_to_front(first.id) == first
+    assert await snapshot() == before
+
+
 async def test_another_priority_moves_a_task(store, submit):
     a, b, _ = await submit("a"), await submit("b"), await submit("c")
     await store.set_priority(a.id, -1)
@@ -85,6 +92,7 @@ async def test_a_delayed_task_waits_for_its_time(store, submit, expire, take):
     assert (await store.depth("sd")).scheduled == 1
     assert await take() == []
     await expire(task)
+    assert (await store.depth("sd")).queued == 1  # so that a replica is started for it
     (claimed,) = await take()
     assert claimed.task.id == task.id
 

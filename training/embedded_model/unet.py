@@ -55,11 +55,12 @@ class Resolution:
     start: str  # stage file whose EMA weights this one begins with
     peak_lr: float
     ema_decay: float
+    train_text: bool  # else the text encoder stays as its own stage left it, which is faster
 
 
 RESOLUTIONS = {
-    "unet64": Resolution("unet64", 64, 28_000, SHORT_TOKENS, "text.pt", 1e-3, 0.998),
-    "unet128": Resolution("unet128", 128, 16_000, MAX_TOKENS, "unet64.pt", 5e-4, 0.999),
+    "unet64": Resolution("unet64", 64, 14_000, SHORT_TOKENS, "text.pt", 1e-3, 0.998, False),
+    "unet128": Resolution("unet128", 128, 8_000, MAX_TOKENS, "unet64.pt", 5e-4, 0.999, True),
 }
 
 
@@ -133,6 +134,7 @@ class Batches:
         self.attributes: list[Attributes] = attribute_list(len(self.latents), seed)
         self.tokenizer = load_tokenizer(folder, seed)
         self.tokens, self.seed, self.batch = resolution.tokens, seed, batch
+        self.train_text = resolution.train_text
 
     def draw(
         self, position: int
@@ -160,7 +162,8 @@ def step_loss(
     kept = scheduler.alphas_cumprod[timesteps]
     weight = loss_weight(kept / (1 - kept)).to(device)
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-        states = stage.modules["text"](ids.to(device)).last_hidden_state
+        with torch.set_grad_enabled(batches.train_text):
+            states = stage.modules["text"](ids.to(device)).last_hidden_state
         predicted = stage.modules["unet"](noisy, timesteps.to(device), states).sample
     error = F.mse_loss(predicted.float(), noise, reduction="none").mean((1, 2, 3))
     heads = head_loss(
@@ -183,7 +186,7 @@ def train(
     progress = Progress(name, stage)
     while stage.samples < horizon:
         denoising, heads = step_loss(stage, batches, scheduler)
-        stage.update(denoising + HEAD_WEIGHT * heads)
+        stage.update(denoising + HEAD_WEIGHT * heads if batches.train_text else denoising)
         progress.add(loss=denoising, words=heads)
         if progress.due():
             stage.save()

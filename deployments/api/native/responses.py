@@ -6,13 +6,14 @@ from typing import Any
 
 from deployments.api.native import examples
 from deployments.api.native.schema import Problem, ValidationProblem
+from deployments.api.openapi import keep_nulls
 
 Responses = dict[int | str, dict[str, Any]]
 
 
 def ok(description: str, **shown: Any) -> Responses:
     """The 200 answer, with examples by name."""
-    named = {name.replace("_", " "): {"value": value} for name, value in shown.items()}
+    named = {name.replace("_", " "): {"value": keep_nulls(value)} for name, value in shown.items()}
     return {200: {"description": description, "content": {"application/json": {"examples": named}}}}
 
 

@@ -15,8 +15,8 @@ from deployments.tasks.model import MAX_PRIORITY, MIN_PRIORITY, Position, Status
 StatusWord = Literal["pending", "processing", "completed", "failed", "canceled"]
 
 WORDS: dict[Status, StatusWord] = {
-    Status.SCHEDULED: "pending",
     Status.QUEUED: "pending",
+    Status.SCHEDULED: "pending",
     Status.RUNNING: "processing",
     Status.SUCCEEDED: "completed",
     Status.FAILED: "failed",
@@ -38,7 +38,7 @@ def statuses_of(word: StatusWord | None) -> tuple[Status | None, ...]:
     """The store's statuses that the word stands for; `(None,)` for all of them."""
     if word is None:
         return (None,)
-    return tuple(status for status in (*Status,) if WORDS[status] == word)
+    return tuple(status for status, its_word in WORDS.items() if its_word == word)
 
 
 class GenerateBody(ImageFields):

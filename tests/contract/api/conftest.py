@@ -114,4 +114,3 @@ async def open_api(redis_url: str, tmp_path: Path) -> AsyncIterator[OpenApi]:
 @pytest.fixture
 async def api(open_api: OpenApi) -> Api:
     return await open_api()
-

@@ -33,9 +33,7 @@ def claimed_png(width: int, height: int, *extra: bytes) -> bytes:
 
 
 def text_bomb() -> bytes:
-    return claimed_png(
-        64, 64, chunk(b"zTXt", b"note\0\0" + zlib.compress(b"\0" * 100_000_000, 9))
-    )
+    return claimed_png(64, 64, chunk(b"zTXt", b"note\0\0" + zlib.compress(b"\0" * 100_000_000, 9)))
 
 
 def url(data: bytes, kind: str = "image/png") -> str:

@@ -144,6 +144,7 @@ def plain_diffusers(
 ) -> Callable[[Components, ImageRequest], Picture]:
     """Draws one request with nothing but the diffusers pipeline that a user would call."""
     pipes: dict[tuple[str, bool], Any] = {}
+    schedulers: dict[tuple[str, str], Any] = {}
 
     def pipe_for(components: Components, image: bool) -> Any:
         key = (components.name, image)
@@ -157,15 +158,21 @@ def plain_diffusers(
             folder = xl_folder if components.is_xl else sd_folder
             pipe = kinds[key].from_pretrained(folder)
             pipe.set_progress_bar_config(disable=True)
-            pipes[key] = (pipe, pipe.scheduler.config, {})
+            pipes[key] = (pipe, pipe.scheduler.config)
         return pipes[key]
 
+    def scheduler_for(name: str, config: Any) -> Any:
+        key = (name, repr(config))
+        if key not in schedulers:
+            schedulers[key] = getattr(diffusers, name).from_config(config)
+        return copy.deepcopy(schedulers[key])
+
     def draw(components: Components, request: ImageRequest) -> Picture:
-        pipe, config, schedulers = pipe_for(components, request.init_image is not None)
-        if request.scheduler not in schedulers:
-            made = getattr(diffusers, request.scheduler).from_config(config)
-            schedulers[request.scheduler] = made
-        pipe.scheduler = copy.deepcopy(schedulers[request.scheduler])
+        pipe, own_config = pipe_for(components, request.init_image is not None)
+        config = own_config
+        if components.scheduler_config != own_config:  # a test's variant of the checkpoint
+            config = diffusers.configuration_utils.FrozenDict(components.scheduler_config)
+        pipe.scheduler = scheduler_for(request.scheduler, config)
         size: dict[str, Any] = {"width": request.width, "height": request.height}
         if request.init_image is not None:
             size = {"image": Image.fromarray(request.init_image), "strength": request.strength}

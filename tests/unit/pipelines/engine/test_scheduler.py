@@ -104,7 +104,7 @@ def test_an_id_may_be_used_once_at_a_time() -> None:
 def test_a_request_wider_than_a_forward_is_refused() -> None:
     with pytest.raises(ValueError, match="at least 2"):
         Scheduler(1)
-    with pytest.raises(ValueError, match="1..2"):
+    with pytest.raises(ValueError, match=r"1\.\.2"):
         Scheduler(2).add(ticket("a", rows=3))
 
 

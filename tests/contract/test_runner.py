@@ -1,0 +1,169 @@
+"""The worker side of the task store, on a real server."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from configs.settings import TaskSettings
+from deployments.runner import Job, TaskRunner
+from deployments.tasks.model import Output, Progress, Status, Task
+from deployments.tasks.store import TaskStore
+from pipelines.errors import EngineStopped, InvalidRequest
+
+Submit = Callable[..., Awaitable[Task]]
+OUTPUT = Output(key="results/x/1/0.png", content_type="image/png", width=8, height=8, seed=1)
+
+
+@pytest.fixture
+async def start(
+    store: TaskStore, open_store: Callable[..., TaskStore], key_prefix: str
+) -> AsyncIterator[Callable[..., TaskRunner]]:
+    """start(run, capacity=...): a runner of the queue `sd`."""
+    runners: list[TaskRunner] = []
+
+    def start_one(run: Callable[[Job], Awaitable[list[Output]]], **options: Any) -> TaskRunner:
+        terms = TaskSettings(heartbeat_s=0.05, lease_s=1.0, backoff_s=0.01, key_prefix=key_prefix)
+        runner = TaskRunner(
+            open_store(lease_s=1.0, backoff_s=0.01),
+            terms,
+            queue="sd",
+            worker=f"w{len(runners)}",
+            run=run,
+            size_of=lambda task: int(task.input.get("num_images", 1)),
+            **{"capacity": 4, **options},
+        )
+        runners.append(runner)
+        runner.start()
+        return runner
+
+    yield start_one
+    for runner in runners:
+        await runner.drain(2)
+
+
+async def ended(store: TaskStore, task: Task) -> Task:
+    async with asyncio.timeout(10):
+        while not (now := await store.get(task.id)).finished_at:
+            await asyncio.sleep(0.01)
+        return now
+
+
+async def draw(job: Job) -> list[Output]:
+    await asyncio.sleep(0)
+    return [OUTPUT]
+
+
+async def never(job: Job) -> list[Output]:
+    await asyncio.Event().wait()
+    return []
+
+
+async def test_a_task_is_claimed_run_and_committed(
+    store: TaskStore, submit: Submit, start: Callable[..., TaskRunner]
+) -> None:
+    start(draw)
+    done = await ended(store, await submit())
+    assert (done.status, done.outputs) == (Status.SUCCEEDED, (OUTPUT,))
+
+
+async def test_no_more_is_claimed_than_there_is_room_for(
+    store: TaskStore, submit: Submit, start: Callable[..., TaskRunner]
+) -> None:
+    for _ in range(4):
+        await submit(input={"prompt": "x", "num_images": 3})
+    start(never, capacity=4)
+    await asyncio.sleep(0.3)
+    depth = await store.depth("sd")
+    # The second fits while one unit of room is left; a task is never split.
+    assert (depth.running, depth.queued) == (2, 2)
+
+
+async def test_a_fault_is_tried_again_and_a_bad_request_is_not(
+    store: TaskStore, submit: Submit, start: Callable[..., TaskRunner]
+) -> None:
+    async def run(job: Job) -> list[Output]:
+        if job.task.input["prompt"] == "bad":
+            raise InvalidRequest("width", "width must be at most 64, given 65")
+        if job.task.attempt == 1:
+            raise RuntimeError("passing")
+        return [OUTPUT]
+
+    start(run)
+    flaky, bad = await submit("flaky"), await submit("bad")
+    assert (await ended(store, flaky)).attempt == 2
+    refused = await ended(store, bad)
+    assert (refused.status, refused.attempt) == (Status.FAILED, 1)
+    assert refused.error is not None
+    assert refused.error.message == "width: width must be at most 64, given 65"
+
+
+async def test_an_engine_that_keeps_dying_fails_the_task_in_the_end(
+    store: TaskStore, submit: Submit, start: Callable[..., TaskRunner]
+) -> None:
+    async def run(job: Job) -> list[Output]:
+        raise EngineStopped("the engine died")
+
+    start(run)
+    done = await ended(store, await submit())
+    assert (done.status, done.errors) == (Status.FAILED, 3)
+
+
+async def test_cancel_reaches_the_running_coroutine_within_a_heartbeat(
+    store: TaskStore, submit: Submit, start: Callable[..., TaskRunner]
+) -> None:
+    freed = asyncio.Event()
+    began = asyncio.Event()
+
+    async def run(job: Job) -> list[Output]:
+        began.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            freed.set()
+        return []
+
+    start(run)
+    task = await submit()
+    async with asyncio.timeout(5):
+        await began.wait()
+        await store.cancel(task.id)
+        await freed.wait()
+    assert (await store.get(task.id)).status is Status.CANCELED
+
+
+async def test_a_long_task_keeps_its_lease_and_tells_its_progress(
+    store: TaskStore, submit: Submit, start: Callable[..., TaskRunner]
+) -> None:
+    async def run(job: Job) -> list[Output]:
+        for step in range(1, 31):
+            job.progress = Progress(step=step, steps=30)
+            await asyncio.sleep(0.1)
+        return [OUTPUT]
+
+    start(run)
+    task = await submit()
+    async with asyncio.timeout(5):
+        while (await store.get(task.id)).status is not Status.RUNNING:
+            await asyncio.sleep(0.01)
+    start(draw)  # a second worker that would take it over if the lease ran out
+    done = await ended(store, task)
+    assert (done.status, done.attempt, done.lost) == (Status.SUCCEEDED, 1, 0)
+    assert done.progress.step > 20
+
+
+async def test_drain_hands_unfinished_work_back_to_another_worker(
+    store: TaskStore, submit: Submit, start: Callable[..., TaskRunner]
+) -> None:
+    leaving = start(never)
+    task = await submit()
+    async with asyncio.timeout(5):
+        while (await store.get(task.id)).status is not Status.RUNNING:
+            await asyncio.sleep(0.01)
+    await leaving.drain(2)
+    back = await store.get(task.id)
+    assert (back.status, back.errors, back.lost) == (Status.QUEUED, 0, 0)
+    start(draw)
+    assert (await ended(store, task)).status is Status.SUCCEEDED
+    assert "w0" not in await store.workers("sd")
