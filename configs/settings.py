@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, StringConstraints, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -144,13 +144,16 @@ class TaskSettings(Section):
     key_prefix: str = Field("daguerre", pattern=r"^[A-Za-z0-9_.-]{1,64}$")
 
 
+HostPort = Annotated[str, StringConstraints(pattern=r"^[^\s/@]+:\d{1,5}$", to_lower=True)]
+
+
 class CallbackSettings(Section):
     secret: SecretStr | None = Field(
         None,
         description="Signs callbacks (Standard Webhooks, `whsec_` + base64); None: unsigned. While "
         "a secret is being changed two, with a blank between: both sign.",
     )
-    allowed_private_hosts: tuple[str, ...] = Field(
+    allowed_private_hosts: tuple[HostPort, ...] = Field(
         (), description="`host:port` that may be called though its address is private."
     )
     max_attempts: int = Field(8, ge=1)

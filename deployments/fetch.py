@@ -109,7 +109,7 @@ async def check_url(
     try:
         target = _parse(url)
         async with asyncio.timeout(_RESOLVE_AT_SUBMIT_S):
-            await _judged(target.host, _port(target), policy, network)
+            await _judged(_host(target), _port(target), policy, network)
     except UrlRefused as error:
         raise InvalidRequest(name, f"{name} {error.reason}") from None
     except OSError:  # TimeoutError is one
@@ -167,11 +167,15 @@ def _parse(url: str) -> httpx.URL:
         raise UrlRefused(f"is not a valid URL: {error}") from None
     if not 1 <= _port(parsed) <= 65535:
         raise UrlRefused(f"must have a port between 1 and 65535, given {parsed.port}")
-    if _literal(parsed.host) is None and (
-        len(parsed.host) > 253 or not _NAME.fullmatch(parsed.host)
-    ):
+    host = _host(parsed)
+    if _literal(host) is None and (len(host) > 253 or not _NAME.fullmatch(host)):
         raise UrlRefused("must name a host")
     return parsed
+
+
+def _host(url: httpx.URL) -> str:
+    """As it is sent: `url.host` would decode an international name (`xn--...`)."""
+    return url.raw_host.decode("ascii")
 
 
 def _port(url: httpx.URL) -> int:
@@ -191,7 +195,7 @@ def _netloc(host: str, port: int) -> str:
 
 
 def _host_header(url: httpx.URL) -> str:
-    named = _netloc(url.host, _port(url))
+    named = _netloc(_host(url), _port(url))
     return named.removesuffix(f":{_DEFAULT_PORTS[url.scheme]}")
 
 

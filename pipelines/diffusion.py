@@ -220,7 +220,8 @@ class Diffusion:
         uncond, cond = noise[:pairs], noise[pairs:]
         scales = [state.request.guidance_scale for state in ordered[:pairs]]
         scale = torch.tensor(scales, dtype=torch.float32, device=noise.device).view(-1, 1, 1, 1)
-        mixed = (uncond + scale * (cond[:pairs] - uncond)).to(noise.dtype)
+        # rounded where a float times a half tensor is, so that half precision agrees too
+        mixed = uncond + (scale * (cond[:pairs] - uncond)).to(noise.dtype)
         predicted = torch.cat([mixed, cond[pairs:]])
         finite = torch.isfinite(predicted).flatten(1).all(1).tolist()
         result: list[torch.Tensor] = [predicted] * len(states)

@@ -47,7 +47,8 @@ def _ranged(data: bytes, wanted: str, kind: str, headers: dict[str, str]) -> Res
     if not match or match[1] == match[2] == "":
         return Response(data, 200, headers, kind)
     if match[1]:
-        start, end = int(match[1]), int(match[2] or size)
+        start = int(match[1])
+        end = int(match[2]) if match[2] else max(start, size)
     else:
         start, end = max(0, size - int(match[2])), size
     if end < start:

@@ -58,9 +58,10 @@ def up(
         check_port(settings.http.host, settings.http.port)
         typer.echo("starting (about 20 seconds) ...", err=True)
         with running(settings):
+            lines = addresses(settings)
+            # after every call into ray.init, which puts its own handler of TERM in place
             stopped = stop_signals()
-            for line in addresses(settings):
-                typer.echo(line)
+            typer.echo("\n".join(lines))
             typer.echo("Ctrl-C stops it.", err=True)
             # in turns: an endless wait would keep the signal from being seen on some systems
             while not stopped.wait(1.0):
@@ -144,7 +145,7 @@ def running(settings: Settings) -> Iterator[None]:
     from deployments import app
 
     # while it starts, a TERM is like Ctrl-C: what is up already is taken down again
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         try:
             app.start(settings)
@@ -154,6 +155,7 @@ def running(settings: Settings) -> Iterator[None]:
         yield
     finally:
         app.stop()
+        signal.signal(signal.SIGTERM, before)
 
 
 def addresses(settings: Settings) -> list[str]:

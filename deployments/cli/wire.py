@@ -116,8 +116,10 @@ class ServerEvent:
                 step=int(self.data.get("step", task.step)),
                 steps=int(self.data.get("steps", task.steps)),
             )
-        if self.type == "status" and "status" in self.data:
-            return replace(task, status=_status(str(self.data["status"])))
+        status = _status(str(self.data.get("status", "pending")))
+        # a stream tells a task's whole past: only the task itself can say that it waits again
+        if self.type == "status" and status != "pending":
+            return replace(task, status=status)
         return task
 
 

@@ -93,6 +93,7 @@ async def test_released_work_returns_to_its_place_without_an_error(store, submit
     assert await snapshot() == before
     waiting = await store.get(task.id)
     assert (waiting.status, waiting.errors, waiting.lost) == (Status.QUEUED, 0, 0)
+    assert waiting.worker is None
     (again,) = await take(worker="w2")
     assert again.task.id == task.id
 

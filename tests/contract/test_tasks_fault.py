@@ -300,6 +300,7 @@ async def test_a_damaged_record_fails_visibly_and_holds_nobody_up(
         assert (ended.status, ended.error.code) == (Status.FAILED, "record_damaged")
     assert (await store.depth("sd")).queued == 0
     assert len((await store.list(owner=None)).tasks) == len(damaged) + 2
+    assert (await store.list(owner=None, status=Status.QUEUED)).tasks == ()
     await store.succeed(claims[-1].claim, [])
     jobs = await store.due_callbacks("s", limit=50, lease_s=60)
     assert {job.task.id for job in jobs} == {task.id for task in damaged}

@@ -46,8 +46,8 @@ def to_tensor(pictures: np.ndarray) -> torch.Tensor:
 
 def shrink(pictures: np.ndarray) -> np.ndarray:
     """The half-size version of pictures (n, h, w, 3), by area, as float in 0..255."""
-    n, height, width, _ = pictures.shape
-    half: np.ndarray = pictures.reshape(n, height // 2, 2, width // 2, 2, 3).mean((2, 4))
+    rows = pictures[:, ::2].astype(np.float32) + pictures[:, 1::2]
+    half: np.ndarray = (rows[:, :, ::2] + rows[:, :, 1::2]) / 4
     return half
 
 
@@ -156,8 +156,9 @@ def normalise(vae: AutoencoderKL, mean: torch.Tensor, std: torch.Tensor) -> None
 def encode(vae: AutoencoderKL, pictures: np.ndarray, device: torch.device) -> torch.Tensor:
     """Unscaled latent means on the CPU, float (n, 4, h / 8, w / 8), of uint8 (n, h, w, 3)."""
     out = []
-    for begin in range(0, len(pictures), 32):
-        images = to_tensor(pictures[begin : begin + 32]).to(device)
+    batch = 8 if device.type == "cpu" else 128  # 8 stay in the cache
+    for begin in range(0, len(pictures), batch):
+        images = to_tensor(pictures[begin : begin + batch]).to(device)
         out.append(vae.encode(images).latent_dist.mode().cpu())
     return torch.cat(out)
 

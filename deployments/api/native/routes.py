@@ -188,7 +188,7 @@ async def watch_task(
     request: Request,
     services: ServicesDep,
     owner: OwnerDep,
-    last_event_id: Annotated[str | None, Header(max_length=64)] = None,
+    last_event_id: Annotated[str | None, Header()] = None,
 ) -> StreamingResponse:
     """Status, progress and previews as they happen."""
     task = await services.task(task_id, owner)

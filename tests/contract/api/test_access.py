@@ -44,9 +44,7 @@ async def test_any_configured_key_is_let_in_also_one_beyond_ascii(open_api):
 
 async def test_the_key_s_header_is_named_by_the_settings(open_api):
     api = await open_api(api=KEYS | {"key_header": "Authorization"})
-    refused = await api.http.post(
-        "/api/v1/generate", json=BODY, headers={"X-API-Key": "first-key"}
-    )
+    refused = await api.http.post("/api/v1/generate", json=BODY, headers={"X-API-Key": "first-key"})
     assert refused.status_code == 401
     answer = await api.http.post(
         "/api/v1/generate", json=BODY, headers={"authorization": "first-key"}
@@ -90,12 +88,10 @@ async def test_without_its_store_the_service_says_so_quickly_and_comes_back(open
         assert str(tmp_path) not in answer.text
 
 
-async def test_without_its_object_store_a_picture_is_refused_with_503(api, png, data_url):
-    api.services.objects._root.parent.mkdir(parents=True, exist_ok=True)
-    api.services.objects._root.write_bytes(b"a file where the folder should be")
-    answer = await api.http.post(
-        "/api/v1/generate", json=BODY | {"init_image": data_url(png())}
-    )
+async def test_without_its_object_store_a_picture_is_refused_with_503(open_api, png, data_url):
+    storage = {"kind": "s3", "endpoint_url": "http://127.0.0.1:9"}
+    api = await open_api(storage=storage | {"access_key_id": "a", "secret_access_key": "b"})
+    answer = await api.http.post("/api/v1/generate", json=BODY | {"init_image": data_url(png())})
     assert answer.status_code == 503
     assert int(answer.headers["retry-after"]) >= 1
 

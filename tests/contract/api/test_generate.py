@@ -4,6 +4,8 @@ from datetime import datetime, timedelta
 
 import pytest
 
+from deployments.api.native.schema import GenerateBody
+
 
 async def test_the_documents_first_example_becomes_one_picture(api):
     answer = await api.http.post(
@@ -71,11 +73,7 @@ async def test_defaults_come_from_the_settings_of_the_model(open_api):
         "height": 192,
     }
     api = await open_api(models={"small": preset})
-    everything_null = dict.fromkeys(
-        ["init_image", "negative_prompt", "width", "height", "num_inference_steps", "lora", "model"]
-        + ["guidance_scale", "strength", "scheduler", "seed", "callback_url", "num_images"]
-        + ["output_format", "priority", "delay_s", "idempotency_key"]
-    )
+    everything_null = dict.fromkeys(set(GenerateBody.model_fields) - {"prompt"})
     await api.submit(**everything_null)
     claimed = await api.claim()
     expected = preset | {"negative_prompt": "", "num_images": 1, "output_format": "png"}

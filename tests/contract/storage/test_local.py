@@ -172,3 +172,31 @@ async def test_folders_that_became_empty_go(local_store, root):
     assert not (root / "tasks" / "1").exists()
     await local_store.sweep("tasks/", older_than_s=-1)
     assert list(root.iterdir()) == []
+
+
+def test_a_writer_killed_at_any_moment_leaves_a_whole_object(root):
+    program = (
+        "import asyncio, itertools, pathlib, sys\n"
+        "from deployments.storage.local import LocalStore\n"
+        "store = LocalStore(pathlib.Path(sys.argv[1]), url_base='')\n"
+        "async def write():\n"
+        "    for n in itertools.count():\n"
+        "        await store.put('a.bin', bytes([n % 256]) * 2_000_000, '')\n"
+        "        print(n, flush=True)\n"
+        "asyncio.run(write())\n"
+    )
+    for delay_s in (0.0, 0.003, 0.01):
+        with subprocess.Popen(
+            [sys.executable, "-c", program, str(root)],
+            stdout=subprocess.PIPE,
+            cwd=Path(__file__).parents[3],
+        ) as process:
+            process.stdout.readline()
+            time.sleep(delay_s)
+            process.kill()
+            rest = process.stdout.read().split()
+        data = (root / "a.bin").read_bytes()
+        assert len(data) == 2_000_000
+        assert len(set(data)) == 1
+        assert data[0] >= int(rest[-1] if rest else 0) % 256  # what was acknowledged is there
+    assert all(name == "a.bin" or name.startswith("~") for name in files(root))

@@ -136,14 +136,15 @@ async def test_a_url_that_parsers_might_read_differently_is_refused(url):
         ("http://host/..//127.0.0.1/", "host"),
         ("HTTP://HOST:80/", "host"),
         ("http://host:/", "host"),
+        ("http://xn--fsqu00a.xn--0zwm56d/", "xn--fsqu00a.xn--0zwm56d"),
     ],
 )
 async def test_the_host_that_is_dialled_is_the_one_that_was_judged(url, looked_up):
-    world = World(hosts(host=[PUBLIC]))
+    world = World({looked_up: itertools.repeat([PUBLIC])})
     assert await world.fetch(url) == b"hi"
     assert world.resolved == [looked_up]
     assert world.dialled == [(PUBLIC, 80)]
-    assert b"Host: host\r\n" in world.sent[0]
+    assert f"Host: {looked_up}\r\n".encode() in world.sent[0]
 
 
 @pytest.mark.parametrize(

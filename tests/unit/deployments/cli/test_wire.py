@@ -47,6 +47,11 @@ def test_events_in_the_stores_words_become_the_apis_words(stored: str, native: s
     assert event.applied_to(RemoteTask("t", "pending")).status == native
 
 
+def test_an_event_of_the_past_does_not_send_a_running_task_back_to_the_queue() -> None:
+    running = RemoteTask("t", "processing", step=3, steps=4)
+    assert ServerEvent("status", {"status": "pending"}).applied_to(running) == running
+
+
 def test_progress_events_move_the_steps_and_previews_change_nothing() -> None:
     task = ServerEvent("progress", {"step": 3, "steps": 8}).applied_to(RemoteTask("t", "pending"))
     assert (task.status, task.step, task.steps) == ("processing", 3, 8)

@@ -1,0 +1,1 @@
+"""LoRA adapters: file formats, the slot bank and the per-row layers."""

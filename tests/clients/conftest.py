@@ -1,0 +1,152 @@
+"""A served application for third-party clients: uvicorn on loopback, and workers that draw flat
+colours. Everything between the two is the real thing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+import uuid
+from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import uvicorn
+
+from configs.settings import Settings
+from deployments.api.app import create_app, open_services
+from deployments.local import LocalRedis
+from deployments.tasks.image import ImageJob
+from deployments.tasks.model import Claimed, Output
+from pipelines.images import encode_image
+
+KEY = "your_api_key"
+
+
+@dataclass(frozen=True)
+class Served:
+    """Where the application answers, and with which key."""
+
+    url: str
+    key: str
+
+    @property
+    def netloc(self) -> str:
+        return self.url.removeprefix("http://")
+
+
+class FlatPainter:
+    """Claims tasks as a Generator does; a picture's colour is its seed's."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._services = open_services(settings)
+        self._queue = settings.default_model
+
+    async def run(self) -> None:
+        try:
+            await self._run()
+        finally:
+            await self._services.close()
+
+    async def _run(self) -> None:
+        store = self._services.store
+        while True:
+            await store.announce(self._queue, "painter", info={}, ttl_s=30)
+            claims = await store.claim(self._queue, "painter", limit=8, request_id=uuid.uuid4().hex)
+            for claimed in claims:
+                await self._paint(claimed)
+            if not claims:
+                await store.wait_for_work(self._queue, timeout_s=0.2)
+
+    async def _paint(self, claimed: Claimed) -> None:
+        job = ImageJob.from_input(claimed.task.input, default_size=64)
+        outputs = []
+        for index in range(job.num_images):
+            picture = np.full((job.height, job.width, 3), (job.seed + index) % 256, np.uint8)
+            data, kind = encode_image(picture, job.output_format, job.parameters(index))
+            key = f"results/{claimed.task.id}/{claimed.claim.fence}/{index}.{job.output_format}"
+            await self._services.objects.put(key, data, kind)
+            outputs.append(
+                Output(
+                    key=key,
+                    content_type=kind,
+                    width=job.width,
+                    height=job.height,
+                    seed=job.seed + index,
+                )
+            )
+        await self._services.store.succeed(claimed.claim, outputs)
+
+
+class Background:
+    """Runs a coroutine on an event loop of its own until the end of the test."""
+
+    def __init__(self, make: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._make = make
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        self._task = self._loop.create_task(self._make())
+        try:
+            self._loop.run_until_complete(self._task)
+        except asyncio.CancelledError:
+            pass
+        finally:
+            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+            self._loop.close()
+
+    def stop(self) -> None:
+        self._loop.call_soon_threadsafe(self._task.cancel)
+        self._thread.join()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def callback_port() -> int:
+    """The one private address that may be called back."""
+    return free_port()
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory, callback_port: int) -> Iterator[Served]:
+    """The application with the key of the document, drawing at once."""
+    data_dir: Path = tmp_path_factory.mktemp("served")
+    port = free_port()
+    settings = Settings(
+        data_dir=data_dir,
+        http={"port": port},
+        api={"keys": [KEY]},
+        callbacks={"allowed_private_hosts": [f"127.0.0.1:{callback_port}"], "backoff_s": 0.1},
+    )
+    redis = LocalRedis(data_dir)
+    redis.start()
+    config = uvicorn.Config(create_app(settings), host="127.0.0.1", port=port, log_level="warning")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    painter = Background(lambda: FlatPainter(settings).run())
+    url = f"http://localhost:{port}"
+    _until_it_answers(url)
+    yield Served(url, KEY)
+    painter.stop()
+    server.should_exit = True
+    thread.join()
+    redis.stop()
+
+
+def _until_it_answers(url: str) -> None:
+    transport = httpx.HTTPTransport(retries=20)
+    with httpx.Client(transport=transport) as client:
+        assert client.get(f"{url}/health").status_code == 200
