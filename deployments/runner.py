@@ -154,8 +154,12 @@ class TaskRunner:
                 await asyncio.sleep(STORE_RETRY_S)
 
     def _begin(self, claimed: Claimed) -> None:
-        if claimed.task.id in self._jobs:
+        before = self._jobs.get(claimed.task.id)
+        if before is not None and before.claim.fence == claimed.claim.fence:
             return
+        if before is not None and before.runner is not None:
+            # Its lease was lost and won back here: the older attempt can write nothing any more.
+            before.runner.cancel()
         job = Job(claimed, size=self._size_of(claimed.task))
         self._jobs[claimed.task.id] = job
         self._on_claim(claimed.task)
@@ -174,7 +178,8 @@ class TaskRunner:
                 end = "released"
                 await self._hand_back(job, log_)
         finally:
-            self._jobs.pop(job.task.id, None)
+            if self._jobs.get(job.task.id) is job:
+                del self._jobs[job.task.id]
             self._freed.set()
             self._on_end(end)
             log_.info("attempt %d ended: %s", job.task.attempt, end)
@@ -192,7 +197,9 @@ class TaskRunner:
                 lambda: self._store.fail(job.claim, failure, retryable=retryable)
             )
             return "stale" if after is None else str(after.status)
-        done = await self._commit(lambda: self._store.succeed(job.claim, outputs))
+        done = await self._commit(
+            lambda: self._store.succeed(job.claim, outputs, steps=job.progress.steps)
+        )
         return "succeeded" if done else "stale"
 
     async def _commit(self, write: Callable[[], Awaitable[T]]) -> T:

@@ -290,7 +290,7 @@ class Diffusion:
 
     def _decode(self, latents: torch.Tensor) -> tuple[list[Picture], list[bool]]:
         vae = self.components.vae
-        pixels = vae.decode(self._unscale(latents).to(vae.dtype), return_dict=False)[0].float()
+        pixels = vae.decode(self._unscale(latents.to(vae.dtype)), return_dict=False)[0].float()
         finite = torch.isfinite(pixels).flatten(1).all(1).tolist()
         # clamp keeps NaN, whose conversion to uint8 is undefined
         levels = (torch.nan_to_num(pixels) * 0.5 + 0.5).clamp(0, 1) * 255

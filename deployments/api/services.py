@@ -41,9 +41,9 @@ class Submission:
     callback_url: str | None = None
     idempotency_key: str | None = None
 
-    def fingerprint(self) -> str:
+    def fingerprint(self, init_image_key: str | None) -> str:
         """Equal for equal requests: tells a repeated one from another one under the same key."""
-        rest = (self.model, self.init_image, self.priority, self.delay_s, self.callback_url)
+        rest = (self.model, init_image_key, self.priority, self.delay_s, self.callback_url)
         text = json.dumps([self.fields.model_dump(), rest], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -101,7 +101,7 @@ class Services:
                 idempotency_key=new.idempotency_key,
             ),
             task_id=str(uuid.uuid4()),
-            fingerprint=new.fingerprint(),
+            fingerprint=new.fingerprint(init.key if init else None),
         )
         TaskLogger(log, task.id).info("created" if created else "asked for again")
         return task

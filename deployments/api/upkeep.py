@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Awaitable, Callable
 
 from deployments.api.services import MAX_DELAY_S, Services
 from deployments.log import TaskLogger, get_logger
@@ -14,6 +15,7 @@ from deployments.tasks.image import INPUT_PREFIX, OUTPUT_PREFIX
 log = get_logger(__name__)
 
 SWEEP_EVERY_S = 60.0
+LEASES_EVERY_S = 3.0
 STRAYS_EVERY_S = 3600.0
 DAY_S = 86400.0
 
@@ -27,16 +29,28 @@ class Upkeep:
 
     async def run(self) -> None:
         """Until cancelled. A store that is away is tried again at the next turn."""
+        await asyncio.gather(
+            self._repeat(self.sweep, SWEEP_EVERY_S), self._repeat(self.sweep_leases, LEASES_EVERY_S)
+        )
+
+    async def _repeat(self, step: Callable[[], Awaitable[None]], every_s: float) -> None:
         while True:
             try:
-                await self.sweep()
+                await step()
             except (StoreUnavailable, StorageUnavailable) as error:
                 log.warning("not swept: %s", error)
             except Exception:
                 # A fault in one turn must not end upkeep for the life of the replica.
                 log.exception("not swept")
             # Jitter keeps replicas that started together apart.
-            await asyncio.sleep(SWEEP_EVERY_S * random.uniform(0.8, 1.2))  # noqa: S311
+            await asyncio.sleep(every_s * random.uniform(0.8, 1.2))  # noqa: S311
+
+    async def sweep_leases(self) -> None:
+        """Requeue the tasks of dead workers even where no worker is left to claim: a model scaled
+        to zero gets replicas for what is queued, not for what seems to run.
+        """
+        for queue in self._services.settings.models:
+            await self._services.store.sweep(queue)
 
     async def sweep(self) -> None:
         """Remove tasks past their retention with their pictures, and now and then strays."""

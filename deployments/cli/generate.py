@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -16,6 +19,9 @@ if TYPE_CHECKING:
     from deployments.cli.progress import ProgressLine
     from deployments.cli.wire import RemoteTask
 
+Fields = Mapping[str, Any]
+"""A request in the native API's names."""
+Draw = Callable[[Fields, bytes | None], list[bytes]]
 MAX_SEED = 2**63 - 1
 
 Prompt = Annotated[str, typer.Argument(help="What to draw.", show_default=False)]
@@ -114,27 +120,33 @@ def generate(
             "priority": priority,
         }
         fields = {name: value for name, value in body.items() if value is not None}
-        task_id = str(uuid.uuid4())
-        target = picture.writable_target(output, chosen, prompt, task_id)
-        if local:
-            from deployments.cli.local import draw
-
-            pictures = draw(fields, start, config)
-        else:
-            if start is not None:
-                fields["init_image"] = picture.data_url(start)
-            with connected(url, api_key) as client:
-                pictures = remote_pictures(client, fields)
+        target = picture.writable_target(output, chosen, prompt, uuid.uuid4().hex)
+        with drawing(local, config, url, api_key) as draw:
+            pictures = draw(fields, start)
         for path in picture.write_pictures(target, pictures):
             typer.echo(path)
 
 
-def remote_pictures(client: Client, fields: dict[str, Any]) -> list[bytes]:
+@contextmanager
+def drawing(local: bool, config: Path | None, url: str, api_key: str | None) -> Iterator[Draw]:
+    """What turns fields and an initial picture into pictures: this process or a server."""
+    if local:
+        from deployments.cli.local import draw
+
+        yield functools.partial(draw, config=config)
+    else:
+        with connected(url, api_key) as client:
+            yield functools.partial(remote_pictures, client)
+
+
+def remote_pictures(client: Client, fields: Fields, start: bytes | None = None) -> list[bytes]:
     """Submit, follow to the end with a progress bar, download. Ctrl-C cancels the task."""
+    from deployments.cli.picture import data_url
     from deployments.cli.progress import ProgressLine
 
+    body = dict(fields) | ({"init_image": data_url(start)} if start is not None else {})
     with ProgressLine() as line:
-        task = client.submit(fields)
+        task = client.submit(body)
         try:
             ended = client.wait(task.id, lambda task: show(line, task))
         except KeyboardInterrupt:

@@ -142,16 +142,21 @@ def check_port(host: str, port: int) -> None:
 @contextmanager
 def running(settings: Settings) -> Iterator[None]:
     """The application, started; stopped at the end, come what may."""
-    from deployments import app
-
     # while it starts, a TERM is like Ctrl-C: what is up already is taken down again
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    from deployments import app
+
     try:
         try:
             app.start(settings)
         except RuntimeError as error:
-            message = f"the application did not start: {error}"
-            raise CliFault(message, ExitCode.FAILED) from error
+            # Ray's message is a whole remote traceback, its last line the reason
+            reason = str(error).strip().rpartition("\n")[2]
+            raise CliFault(
+                f"the application did not start: {reason}",
+                ExitCode.FAILED,
+                details=("Ray's logs are in /tmp/ray/session_latest/logs.",),
+            ) from error
         yield
     finally:
         app.stop()

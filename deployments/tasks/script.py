@@ -23,27 +23,30 @@ DEADLINE_S = 1.5  # of one command with all its retries: a submit fails fast
 _ANSWER_S, _CONNECT_S = 1.0, 0.5
 _RETRIES = 5  # 0.05 ... 0.4 s apart: rides out an embedded server's restart, within the deadline
 _MAX_BLOCK_S = 30.0
-_MAX_COMMAND_CONNECTIONS, _MAX_BLOCKING_CONNECTIONS = 64, 512
+_MAX_CONNECTIONS = 512
+_MAX_CALLS = 48
+"""Script calls at once; a burst waits its turn within the deadline. The pool would refuse it, and
+redis-py's blocking pool loses connections of callers that are cancelled under contention."""
 
 
 def command_client(url: str) -> Redis:
     """For commands that answer at once. Repeats are safe: the scripts are idempotent."""
     backoff = ExponentialBackoff(cap=0.4, base=0.05)
-    return _client(url, Retry(backoff, _RETRIES), _ANSWER_S, _MAX_COMMAND_CONNECTIONS)
+    return _client(url, Retry(backoff, _RETRIES), _ANSWER_S)
 
 
 def blocking_client(url: str) -> Redis:
     """For reads that wait: the socket outwaits the block, and nothing is repeated."""
-    return _client(url, Retry(NoBackoff(), 0), _MAX_BLOCK_S + 5.0, _MAX_BLOCKING_CONNECTIONS)
+    return _client(url, Retry(NoBackoff(), 0), _MAX_BLOCK_S + 5.0)
 
 
-def _client(url: str, retry: Retry, answer_s: float, connections: int) -> Redis:
+def _client(url: str, retry: Retry, answer_s: float) -> Redis:
     return Redis.from_url(
         url,
         retry=retry,
         socket_timeout=answer_s,
         socket_connect_timeout=_CONNECT_S,
-        max_connections=connections,
+        max_connections=_MAX_CONNECTIONS,
         health_check_interval=0,
         decode_responses=False,
         protocol=2,
@@ -103,6 +106,7 @@ class TaskScript:
     def __init__(self, redis: Redis, key_prefix: str) -> None:
         self._redis = redis
         self._prefix = f"{{{key_prefix}}}:"
+        self._room = asyncio.Semaphore(_MAX_CALLS)
         self._sha = hashlib.sha1(script_text().encode(), usedforsecurity=False).hexdigest()
 
     def key(self, name: str) -> str:
@@ -112,7 +116,7 @@ class TaskScript:
         """Run a verb: its word and the rest of its answer. Raises StoreUnavailable."""
         given = {name: value for name, value in arguments.items() if value is not None}
         payload = json.dumps(given, ensure_ascii=False).encode("utf-8", "replace")
-        async with store_errors():
+        async with store_errors(), self._room:
             answer = await self._evaluate(verb, payload)
         return answer[0].decode(), answer[1:]
 

@@ -233,10 +233,15 @@ class TaskStore:
         data = json.dumps({"image": base64.b64encode(jpeg).decode(), "content_type": "image/jpeg"})
         return await self._settle("preview", claim, data=data, rid=_new_id())
 
-    async def succeed(self, claim: Claim, outputs: Sequence[Output]) -> bool:
-        """End as succeeded. False: the claim is stale and nothing was changed."""
+    async def succeed(
+        self, claim: Claim, outputs: Sequence[Output], *, steps: int | None = None
+    ) -> bool:
+        """End as succeeded, with all of its `steps` done (None: as last reported).
+
+        False: the claim is stale and nothing was changed.
+        """
         found = json.dumps([output.model_dump(mode="json") for output in outputs])
-        return await self._settle("succeed", claim, outputs=found)
+        return await self._settle("succeed", claim, outputs=found, steps=steps)
 
     async def fail(self, claim: Claim, error: TaskError, *, retryable: bool) -> Task | None:
         """Count an error: queued again after a backoff, or failed. None: the claim is stale."""

@@ -373,7 +373,9 @@ function verbs.list()
   local out, last = {'ok', ''}, ''
   for i = 1, math.min(#found, A.limit * 2), 2 do
     local h = find(found[i], A.owner)
-    if h and (not A.status or h.status == A.status) then out[#out + 1] = flat(h) end
+    -- An index may still name what a damaged record no longer says.
+    local is = h and (h.status == status or status == '*') and (h.kind == kind or kind == '*')
+    if is then out[#out + 1] = flat(h) end
     last = int(tonumber(found[i + 1]))
   end
   if #found > A.limit * 2 then out[2] = last end
@@ -553,7 +555,9 @@ function verbs.succeed()
   local mean = tonumber(call('HGET', key, 'run') or '') or run
   call('HSET', key, 'run', int(mean + (run - mean) * 0.2))
   call('HINCRBY', key, 'runs', 1)
-  move(h, 'succeeded', mark(h, {outputs = A.outputs, step = num(h, 'steps')}, A.fence, 'succeed'))
+  local steps = A.steps or num(h, 'steps')
+  local changes = {outputs = A.outputs, step = steps, steps = steps}
+  move(h, 'succeeded', mark(h, changes, A.fence, 'succeed'))
   return {'ok'}
 end
 

@@ -10,8 +10,6 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-import torch
-
 from pipelines.components import Components
 from pipelines.diffusion import row_count
 from pipelines.engine.engine import Engine, Failure, Outcome
@@ -41,12 +39,8 @@ class EngineWorker:
     must not block. `Future.cancel` does nothing; `cancel(request_id)` ends a request.
     """
 
-    def __init__(
-        self, components: Components, *, max_rows: int = 16, num_threads: int | None = None
-    ) -> None:
-        """`max_rows` caps one forward; `num_threads` sets torch's threads, process-wide."""
+    def __init__(self, components: Components, *, max_rows: int = 16) -> None:
         self._engine = Engine(components, max_rows=max_rows, report=self._dispatch)
-        self._num_threads = num_threads
         self._wake = threading.Condition()
         self._arrived: deque[ImageRequest] = deque()
         self._asked: deque[Callable[[], None]] = deque()
@@ -147,8 +141,6 @@ class EngineWorker:
 
     def _run(self) -> None:
         try:
-            if self._num_threads is not None:
-                torch.set_num_threads(self._num_threads)
             while self._take_in():
                 started_at = time.monotonic()
                 self._engine.step()

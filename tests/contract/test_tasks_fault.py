@@ -8,7 +8,7 @@ import pytest
 
 from deployments.tasks.errors import AlreadyEnded, NotQueued, StoreUnavailable
 from deployments.tasks.exchange import Beat
-from deployments.tasks.model import NewTask, Output, Progress, Status, TaskError
+from deployments.tasks.model import Kind, NewTask, Output, Progress, Status, TaskError
 from deployments.tasks.store import TaskStore
 
 PICTURE = Output(key="a/1-0.png", content_type="image/png", width=64, height=64)
@@ -319,6 +319,17 @@ async def test_what_only_the_parser_finds_damaged_fails_too(
     claims = await take(5)
     assert [claimed.task.input["prompt"] for claimed in claims] == ["sound"]
     assert (await store.get(task.id)).status is Status.FAILED
+
+
+async def test_a_filtered_list_shows_no_record_that_damage_made_another(
+    store, submit, take, redis, key_prefix
+):
+    task = await submit(kind=Kind.LORA)
+    await redis.hset(f"{{{key_prefix}}}:task:{task.id}", "kind", "banana")
+    assert await take() == []
+    for filters in ({"status": Status.QUEUED}, {}):
+        assert (await store.list(owner=None, **filters, kind=Kind.LORA)).tasks == ()
+    assert [found.id for found in (await store.list(owner="ann")).tasks] == [task.id]
 
 
 async def test_a_record_of_another_type_fails_visibly(store, submit, take, redis, key_prefix):

@@ -85,6 +85,18 @@ async def test_the_estimate_follows_measured_runs_and_workers(store, submit, tak
     assert 100 < (await store.position(later.id)).eta_s < 110
 
 
+async def test_the_mean_run_follows_slowly(store, submit, take, redis, key_prefix):
+    for run_s, mean_s in ((10, 10), (20, 12), (12, 12)):
+        task = await submit()
+        (claimed,) = await take()
+        began_us = int((time.time() - run_s) * 1e6)
+        await redis.hset(f"{{{key_prefix}}}:task:{task.id}", "started", began_us)
+        await store.succeed(claimed.claim, [])
+        waiting = await submit()
+        assert (await store.position(waiting.id)).eta_s == pytest.approx(mean_s, abs=0.5)
+        await store.cancel(waiting.id)
+
+
 async def test_a_delayed_task_waits_for_its_time(store, submit, expire, take):
     task = await submit(delay_s=60)
     assert task.status is Status.SCHEDULED

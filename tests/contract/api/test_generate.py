@@ -1,10 +1,13 @@
 """POST /api/v1/generate and the task that comes of it."""
 
+import asyncio
 from datetime import datetime, timedelta
 
 import pytest
 
 from deployments.api.native.schema import GenerateBody
+from deployments.api.services import Submission
+from deployments.tasks.image import ImageFields
 
 
 async def test_the_documents_first_example_becomes_one_picture(api):
@@ -184,3 +187,26 @@ async def test_public_url_stands_before_the_picture_s_path(open_api):
     await api.finish(await api.claim())
     url = (await api.task(task_id))["result_url"]
     assert url.startswith("https://pictures.example.com/base/files/")
+
+
+async def test_hundreds_of_submits_at_once_are_all_taken_once(api):
+    ids = await asyncio.gather(*(api.submit(prompt=f"fox {i}") for i in range(300)))
+    assert len(set(ids)) == 300
+    assert (await api.services.store.depth(api.settings.default_model)).queued == 300
+
+
+async def test_a_submit_cut_off_at_any_await_leaves_one_whole_task_or_none(api, png, data_url):
+    fields = ImageFields(prompt="a fox")
+    picture = data_url(png())
+    for spins in range(60):
+        key = f"order-{spins}"
+        new = Submission(fields=fields, init_image=picture, idempotency_key=key)
+        submit = asyncio.create_task(api.services.generate(new, "ann"))
+        for _ in range(spins):
+            await asyncio.sleep(0)
+        submit.cancel()
+        await asyncio.gather(submit, return_exceptions=True)
+        task = await api.services.generate(new, "ann")
+        assert await api.services.objects.get(task.input["init_image_key"])
+    page = await api.services.tasks("ann", (None,), 200, None)
+    assert len(page.tasks) == 60

@@ -1,0 +1,52 @@
+"""Keys and the owners they stand for."""
+
+import contextlib
+import hmac
+
+import pytest
+
+from configs.settings import ApiSettings
+from deployments.api.auth import ANONYMOUS, KeyAuth, owner_of
+from deployments.api.errors import Unauthorized
+
+
+def auth(*keys: str) -> KeyAuth:
+    return KeyAuth(ApiSettings(keys=keys))
+
+
+def test_without_keys_everyone_is_the_same_nobody():
+    assert auth().owner(None) == auth().owner("anything") == ANONYMOUS
+
+
+def test_an_owner_is_stable_differs_by_key_and_does_not_tell_it():
+    first, second = auth("alpha", "beta").owner("alpha"), auth("alpha", "beta").owner("beta")
+    assert first == auth("alpha").owner("alpha") == owner_of("alpha")
+    assert first != second
+    assert "alpha" not in first
+    assert first.isalnum()
+
+
+@pytest.mark.parametrize("given", [None, "", "alph", "alphaa", "Alpha", "a" * 513, "\u4e2d"])
+def test_anything_but_a_key_is_refused(given):
+    with pytest.raises(Unauthorized):
+        auth("alpha", "beta").owner(given)
+
+
+def test_every_key_is_compared_whichever_fits(monkeypatch):
+    real, compared = hmac.compare_digest, []
+
+    def counting(one: bytes, other: bytes) -> bool:
+        compared.append(other)
+        return real(one, other)
+
+    found = auth("alpha", "beta", "gamma")
+    monkeypatch.setattr(hmac, "compare_digest", counting)
+    for given in ("alpha", "gamma", "wrong"):
+        compared.clear()
+        with contextlib.suppress(Unauthorized):
+            found.owner(given)
+        assert len(compared) == 3
+
+
+def test_a_key_is_not_in_its_holder_s_memory_as_text():
+    assert "alpha" not in str(vars(auth("alpha")))

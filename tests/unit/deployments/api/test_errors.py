@@ -1,0 +1,75 @@
+"""The error table."""
+
+import pytest
+
+from deployments.api.errors import (
+    RULES,
+    BodyTooLarge,
+    answer,
+    rule_of,
+    shown,
+)
+from deployments.storage.store import StorageUnavailable
+from deployments.tasks import errors as task_errors
+from deployments.tasks.errors import QueueFull, StoreUnavailable
+from pipelines.errors import DaguerreError, InvalidImage
+
+
+def test_every_error_that_the_task_store_can_give_a_client_has_a_rule():
+    own = {
+        each
+        for each in vars(task_errors).values()
+        if isinstance(each, type) and issubclass(each, DaguerreError) and each is not DaguerreError
+    }
+    # Deleting a record has no route: a client cancels.
+    assert {each.__name__ for each in own - set(RULES)} == {"NotEnded"}
+
+
+def test_codes_are_words_and_differ():
+    codes = [rule.code for rule in RULES.values()]
+    assert len(set(codes)) == len(codes)
+    assert all(code.replace("_", "").isalpha() for code in codes)
+
+
+def test_a_subclass_is_answered_by_its_parent_s_rule():
+    found = answer(InvalidImage("init_image", "init_image is damaged"))
+    assert found.status_code == 422
+    assert b'"init_image"' in found.body
+    assert rule_of(BodyTooLarge(5)).status == 413
+
+
+@pytest.mark.parametrize(("wait_s", "header"), [(0.2, "1"), (1.2, "2"), (30, "30")])
+def test_retry_after_is_whole_seconds_and_never_zero(wait_s, header):
+    assert answer(QueueFull(5, wait_s)).headers["retry-after"] == header
+
+
+@pytest.mark.parametrize("error", [StoreUnavailable, StorageUnavailable])
+def test_what_a_store_complains_of_stays_inside(error):
+    found = answer(error("redis://:secret@10.0.0.5:6379 refused"))
+    assert found.status_code == 503
+    assert b"secret" not in found.body
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("Euler", "'Euler'"),
+        (11, "11"),
+        (None, "None"),
+        ([1, 2], "a list"),
+        ({"a": 1}, "an object"),
+        ("a\nb\x1b[31m", r"'a\nb\x1b[31m'"),
+        ("\ud800", r"'\ud800'"),
+    ],
+)
+def test_a_given_value_is_shown_short_printable_and_encodable(value, text):
+    assert shown(value) == text
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_number_too_long_for_python_to_print_is_told_so(sign):
+    assert shown(sign * 10**5000) == "a number of more than 80 digits"
+
+
+def test_a_long_value_is_cut():
+    assert len(shown("x" * 10**6)) < 100
