@@ -201,6 +201,9 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         sources: list[PydanticBaseSettingsSource] = [init_settings, env_settings]
         if file := _config_file.get() or os.environ.get("DAGUERRE_CONFIG"):
+            if not Path(file).is_file():
+                # pydantic-settings would go on without it, and serve with the wrong settings
+                raise FileNotFoundError(f"there is no settings file {file}")
             sources.append(YamlConfigSettingsSource(settings_cls, yaml_file=file))
         return tuple(sources)
 

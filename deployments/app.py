@@ -1,6 +1,8 @@
 """The Serve application: everything is decorated and bound here, and only here."""
 
 # No `from __future__ import annotations`: Serve would hand the builder a raw dict.
+import contextlib
+import io
 import os
 import stat
 from pathlib import Path
@@ -122,8 +124,10 @@ def _reasons() -> str:
 
 def stop() -> None:
     """Drain and end the application and the local cluster."""
-    serve.shutdown()
-    ray.shutdown()
+    # Ray prints, each time, that its own stopped controller did not answer to being stopped.
+    with contextlib.redirect_stdout(io.StringIO()):
+        serve.shutdown()
+        ray.shutdown()
 
 
 def secure_ray() -> None:
