@@ -8,8 +8,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import request_overhead, service_throughput
-from configs.settings import HttpSettings, Settings
+from benchmarks import engine_batching, request_overhead, service_throughput
+from configs.settings import EMBEDDED_MODEL, HttpSettings, Settings
 from deployments import app
 
 
@@ -18,12 +18,14 @@ def main() -> int:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     threads = os.cpu_count() or 1
+    print("## B2, B4, B6 the engine alone\n", flush=True)
+    print(engine_batching.run(str(EMBEDDED_MODEL), threads), flush=True)
     with tempfile.TemporaryDirectory() as data_dir:
         settings = Settings(data_dir=Path(data_dir), http=HttpSettings(port=port))
         app.start(settings)
         try:
             base_url = f"http://127.0.0.1:{port}"
-            print("## B1 service throughput\n", flush=True)
+            print("\n## B1 service throughput\n", flush=True)
             print(service_throughput.run(base_url, threads), flush=True)
             print("\n## B5 request overhead\n", flush=True)
             print(request_overhead.run(base_url), flush=True)

@@ -11,11 +11,22 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, StringConstraints, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
+    EnvSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
     YamlConfigSettingsSource,
 )
 
@@ -36,15 +47,24 @@ SchedulerName = Literal[
 ]
 
 
+WebAddress = Annotated[str, StringConstraints(pattern=r"^https?://[^\s/?#@]+(/[^\s?#]*)?$")]
+ApiKey = Annotated[SecretStr, Field(min_length=1, max_length=512)]
+ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+"""Stands in names of deployments, queues and Redis keys."""
+
+
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # A refused value may be a secret, and the message ends in logs and in Serve's status.
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
 class HttpSettings(Section):
     host: str = Field("127.0.0.1", description="Address the HTTP proxy listens on.")
     port: int = Field(8000, ge=1, le=65535)
-    public_url: str | None = Field(
-        None, description="Base of the URLs handed to clients; by default that of their request."
+    public_url: WebAddress | None = Field(
+        None,
+        description="Base of the URLs handed to clients; by default that of their request, and in "
+        "callbacks, which have none, `host` and `port`.",
     )
     max_body_bytes: int = Field(32 * 2**20, ge=1024, description="Larger bodies answer 413.")
     allowed_hosts: tuple[str, ...] = Field(
@@ -53,7 +73,7 @@ class HttpSettings(Section):
 
 
 class ApiSettings(Section):
-    keys: tuple[SecretStr, ...] = Field(
+    keys: tuple[ApiKey, ...] = Field(
         (), description="API keys. Empty: no key is asked for, allowed on loopback only."
     )
     key_header: str = Field("X-API-Key", pattern=r"^[A-Za-z0-9-]{1,64}$")
@@ -70,10 +90,16 @@ class StorageSettings(Section):
     urls: Literal["public", "presigned"] = Field(
         "presigned", description="`public` where the bucket may be read by anyone."
     )
-    public_url: str | None = Field(
+    public_url: WebAddress | None = Field(
         None, description="Base of public URLs; by default endpoint/bucket."
     )
     presigned_ttl_s: int = Field(7 * 86400, ge=60, le=7 * 86400)
+
+    @model_validator(mode="after")
+    def _public_url_is_used(self) -> StorageSettings:
+        if self.public_url and self.urls != "public":
+            raise ValueError("public_url is only for `urls: public`: a signature names its host")
+        return self
 
 
 class ModelSettings(Section):
@@ -161,6 +187,36 @@ class CallbackSettings(Section):
     timeout_s: float = Field(15.0, gt=0)
 
 
+class _Environment(EnvSettingsSource):
+    """Says which variable it is that cannot be read."""
+
+    def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
+        try:
+            return super().decode_complex_value(field_name, field, value)
+        except ValueError:
+            fitting = (name for name, given in self.env_vars.items() if given == value)
+            name = next((name.upper() for name in fitting if name.endswith(field_name)), field_name)
+            raise ValueError(f'{name} must be JSON, such as \'["a", "b"]\' for a list') from None
+
+    def __call__(self) -> dict[str, Any]:
+        try:
+            return super().__call__()
+        except SettingsError as error:
+            raise SettingsError(str(error.__cause__ or error)) from None
+
+
+def _defaults_and_limits(preset: ModelSettings) -> tuple[tuple[str, float, str], ...]:
+    """A default beyond its limit would have every request refused that does not give its own."""
+    width, height = preset.width or 0, preset.height or 0
+    return (
+        ("num_inference_steps", preset.num_inference_steps, "max_steps"),
+        ("guidance_scale", preset.guidance_scale, "max_guidance_scale"),
+        ("width", width, "max_side_px"),
+        ("height", height, "max_side_px"),
+        ("width x height", width * height, "max_pixels"),
+    )
+
+
 class Settings(BaseSettings):
     """All of it. Unknown names are refused."""
 
@@ -169,6 +225,7 @@ class Settings(BaseSettings):
         env_nested_delimiter="__",
         extra="forbid",
         frozen=True,
+        hide_input_in_errors=True,
     )
 
     data_dir: Path = Field(Path("data"), description="Embedded store and local pictures live here.")
@@ -178,7 +235,7 @@ class Settings(BaseSettings):
     http: HttpSettings = HttpSettings()
     api: ApiSettings = ApiSettings()
     storage: StorageSettings = StorageSettings()
-    models: dict[str, ModelSettings] = Field(
+    models: dict[ModelName, ModelSettings] = Field(
         default_factory=lambda: {"embedded": ModelSettings()},
         min_length=1,
         description="By name; the first is the default.",
@@ -190,6 +247,30 @@ class Settings(BaseSettings):
     ingress_num_cpus: float = Field(0.1, ge=0)
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
+    @field_validator("redis_url")
+    @classmethod
+    def _redis_scheme(cls, value: SecretStr | None) -> SecretStr | None:
+        schemes = ("redis://", "rediss://", "unix://")
+        if value is not None and not value.get_secret_value().startswith(schemes):
+            raise ValueError(f"must start with {', '.join(schemes[:-1])} or {schemes[-1]}")
+        return value
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Settings:
+        if self.tasks.heartbeat_s * 2 > self.tasks.lease_s:
+            raise ValueError(
+                f"tasks.heartbeat_s is {self.tasks.heartbeat_s:g}, more than half of tasks.lease_s "
+                f"{self.tasks.lease_s:g}: running tasks would be taken for lost"
+            )
+        for name, preset in self.models.items():
+            for field, given, limit in _defaults_and_limits(preset):
+                if given > getattr(self.limits, limit):
+                    raise ValueError(
+                        f"models.{name}: {field} is {given:g}, more than limits.{limit} "
+                        f"{getattr(self.limits, limit):g}"
+                    )
+        return self
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -199,12 +280,17 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        sources: list[PydanticBaseSettingsSource] = [init_settings, env_settings]
+        sources = [init_settings, _Environment(settings_cls)]
         if file := _config_file.get() or os.environ.get("DAGUERRE_CONFIG"):
             if not Path(file).is_file():
                 # pydantic-settings would go on without it, and serve with the wrong settings
                 raise FileNotFoundError(f"there is no settings file {file}")
-            sources.append(YamlConfigSettingsSource(settings_cls, yaml_file=file))
+            try:
+                sources.append(YamlConfigSettingsSource(settings_cls, yaml_file=file))
+            except (ValueError, TypeError):
+                raise SettingsError(
+                    f"{file} must hold settings by name, such as `http: {{port: 9000}}`"
+                ) from None
         return tuple(sources)
 
     @classmethod

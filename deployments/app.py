@@ -29,6 +29,9 @@ INGRESS_ONGOING = 1000
 
 def build_app(args: Settings) -> serve.Application:
     """The whole application from its settings; the argument of `serve run` and `serve deploy`."""
+    # Under `serve run` and `serve deploy`, this is the first of our code that runs.
+    with contextlib.suppress(OSError):
+        close_token(default_token())
     settings = args.model_copy(update={"data_dir": args.data_dir.resolve()})
     logging_config = LoggingConfig(encoding="JSON", log_level=settings.log_level)
     below: list[Any] = []
@@ -101,7 +104,11 @@ def start(settings: Settings) -> None:
     Raises RuntimeError where it cannot be deployed.
     """
     secure_ray()
-    ray.init(include_dashboard=True, log_to_driver=False, configure_logging=True)
+    if settings.redis_url is not None:
+        # Serve's controller, where replicas are counted, is handed no secret: it reads this.
+        os.environ["DAGUERRE_REDIS_URL"] = settings.redis_url.get_secret_value()
+    # "local": never a cluster that somebody else runs here, which `stop` would empty.
+    ray.init(address="local", include_dashboard=True, log_to_driver=False, configure_logging=True)
     serve.start(
         proxy_location="HeadOnly",
         http_options=HTTPOptions(host=settings.http.host, port=settings.http.port),
@@ -124,6 +131,8 @@ def _reasons() -> str:
 
 def stop() -> None:
     """Drain and end the application and the local cluster."""
+    if not ray.is_initialized():  # else Serve would look for a cluster, or start one, to stop it
+        return
     # Ray prints, each time, that its own stopped controller did not answer to being stopped.
     with contextlib.redirect_stdout(io.StringIO()):
         serve.shutdown()
@@ -137,11 +146,21 @@ def secure_ray() -> None:
     it is their only fence.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    token_file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    token_file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or default_token())
     if not token_file.exists():
         token_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(token_file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
         with os.fdopen(descriptor, "w") as file:
             file.write(os.urandom(32).hex())
+    close_token(token_file)
+
+
+def default_token() -> Path:
+    """Where Ray keeps its token unless told otherwise."""
+    return Path.home() / ".ray" / "auth_token"
+
+
+def close_token(token_file: Path) -> None:
+    """Leave it to its owner. Raises OSError where there is none or it is not ours."""
     if stat.S_IMODE(token_file.stat().st_mode) != 0o600:
         token_file.chmod(0o600)

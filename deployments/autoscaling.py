@@ -11,9 +11,8 @@ import math
 import time
 from typing import Any
 
-from configs.settings import Settings
+from configs.settings import Settings, TaskSettings
 from deployments.log import get_logger
-from deployments.tasks.errors import StoreUnavailable
 from deployments.tasks.model import Depth
 from deployments.tasks.store import TaskStore
 
@@ -69,21 +68,21 @@ class QueueDepthPolicy:
             if self._store is None:
                 self._store = self._connect()
             self._depth = await self._store.depth(self._queue)
-        except StoreUnavailable as error:
+        except Exception as error:
+            # Whatever it is: a depth of long ago must not go on deciding.
             self._depth = None
             log.warning("queue %s: depth unknown, replicas stay: %s", self._queue, error)
 
     def _connect(self) -> TaskStore:
-        settings = Settings()
         url = self._redis_url
         if url is None:
-            if settings.redis_url is None:
-                raise StoreUnavailable(
-                    "DAGUERRE_REDIS_URL is not set where the Serve controller runs"
-                )
-            url = settings.redis_url.get_secret_value()
-        tasks = settings.tasks.model_copy(update={"key_prefix": self._key_prefix})
-        return TaskStore.connect(url, tasks, max_queue=settings.limits.max_queue)
+            # Only then: settings that do not load here must not stop those who need none.
+            secret = Settings().redis_url
+            if secret is None:
+                raise LookupError("DAGUERRE_REDIS_URL is not set where the Serve controller runs")
+            url = secret.get_secret_value()
+        # For reading a depth, no other term matters.
+        return TaskStore.connect(url, TaskSettings(key_prefix=self._key_prefix), max_queue=1)
 
 
 def desired_replicas(work: float, target: float, least: int, most: int) -> int:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import math
 import os
+import random
 import socket
 import time
 import uuid
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,19 +22,23 @@ from deployments.log import get_logger
 from deployments.metrics import GeneratorMetrics
 from deployments.runner import Job, TaskRunner
 from deployments.storage import open_store
-from deployments.storage.store import ObjectStore
+from deployments.storage.store import ObjectStore, StorageUnavailable
 from deployments.tasks.image import ImageJob
 from deployments.tasks.model import Output, Progress, Task
 from deployments.tasks.store import TaskStore
 from pipelines.components import Components, load_components
+from pipelines.engine.engine import ComputationFailed
 from pipelines.engine.request import EngineEvent, EventKind, ImageRequest, ImageResult, Picture
 from pipelines.engine.worker import EngineWorker
 from pipelines.images import decode_image, encode_image, fit_image
 
+T = TypeVar("T")
+
 log = get_logger(__name__)
 
-STALL_S = 120.0
-"""A step that takes longer than this is a wedged engine."""
+STALL_S, CPU_STALL_S = 120.0, 900.0
+"""A step that takes longer is a wedged engine; a CPU needs minutes for a full batch of large
+pictures."""
 
 PREFETCH = 2
 """Pictures claimed beyond a full batch, so that a finished one is replaced at the next step; more
@@ -39,6 +46,13 @@ would only take them out of the queue, where they can still be reordered."""
 
 PREVIEW_EVERY_S = 1.0
 DRAIN_S = 8.0
+
+STORAGE_PATIENCE_S = 300.0
+"""How long an attempt waits for an object store that is away. A task has few attempts: without
+this, a minute's outage would draw every queued picture three times and fail it."""
+
+DECODERS = 2
+"""Initial pictures decoded at once: each may take 3 bytes a pixel of `max_input_pixels`."""
 
 
 @dataclass(frozen=True)
@@ -68,12 +82,15 @@ class Generator:
         components = components or load_model(preset)
         self._engine = EngineWorker(components, max_rows=preset.max_rows)
         self._default_size = components.default_size
+        self._device = components.device
+        self._device_lost = False
+        self._stall_s = CPU_STALL_S if self._device.type == "cpu" else STALL_S
         self._metrics = GeneratorMetrics(model)
         self._objects = objects or open_store(settings)
         self._store = TaskStore.connect(
             redis_url, settings.tasks, max_queue=settings.limits.max_queue
         )
-        self._last_preview: dict[str, float] = {}
+        self._decoders = asyncio.Semaphore(DECODERS)
         self._pending: set[asyncio.Task[None]] = set()
         self._runner = TaskRunner(
             self._store,
@@ -83,6 +100,7 @@ class Generator:
             run=self._run,
             size_of=lambda task: int(task.input.get("num_images", 1)),
             capacity=preset.max_rows // 2 + PREFETCH,
+            ready=self._works,
             info=self._info,
             on_claim=self._on_claim,
             on_end=lambda end: self._metrics.tasks.inc(tags={"end": end}),
@@ -117,8 +135,10 @@ class Generator:
         )
 
     async def check_health(self) -> None:
-        """Raises where the engine thread is dead or wedged, or the pull loops ended."""
-        if not self._engine.healthy(STALL_S):
+        """Raises where the engine or its device is dead or wedged, or the pull loops ended."""
+        if self._device_lost:
+            raise RuntimeError(f"the device of {self._model} does not compute any more")
+        if not self._engine.healthy(self._stall_s):
             raise RuntimeError(f"the engine of {self._model} is not stepping")
         if not self._runner.healthy():
             raise RuntimeError(f"the task loops of {self._model} ended")
@@ -127,6 +147,10 @@ class Generator:
         """Take no more tasks, hand back unfinished ones, stop the engine."""
         await self._runner.drain(DRAIN_S)
         await asyncio.to_thread(self._engine.stop, DRAIN_S)
+        # A preview that is still on its way would open a closed store again.
+        for preview in self._pending:
+            preview.cancel()
+        await asyncio.gather(*self._pending, return_exceptions=True)
         await self._store.close()
         await self._objects.close()
 
@@ -141,10 +165,11 @@ class Generator:
         return await self._keep(image_job, job, results)
 
     async def _init_image(self, job: ImageJob) -> Picture | None:
-        if job.init_image_key is None:
+        if (key := job.init_image_key) is None:
             return None
-        data = await self._objects.get(job.init_image_key)
-        return await asyncio.to_thread(self._decode, data, job.width, job.height)
+        async with self._decoders:
+            data = await patiently(lambda: self._objects.get(key))
+            return await asyncio.to_thread(self._decode, data, job.width, job.height)
 
     def _decode(self, data: bytes, width: int, height: int) -> Picture:
         image = decode_image(data, max_pixels=self._settings.limits.max_input_pixels)
@@ -172,17 +197,22 @@ class Generator:
         ]
         try:
             results = await asyncio.gather(*futures)
-        except BaseException:
+        except BaseException as error:
             for request in requests:
                 self._engine.cancel(request.id)
+            if isinstance(error, ComputationFailed):
+                await self._probe_device()
             raise
-        finally:
-            self._last_preview.pop(request_id, None)
         for result in results:
             self._metrics.prepare_s.observe(result.timing.prepare_s)
             self._metrics.denoise_s.observe(result.timing.denoise_s)
             self._metrics.decode_s.observe(result.timing.decode_s)
         return results
+
+    async def _probe_device(self) -> None:
+        if not await asyncio.to_thread(computes, self._device):
+            log.error("the device of %s does not compute any more", self._model)
+            self._device_lost = True
 
     def _on_event(
         self, job: Job | None, tracker: StepTracker, index: int, event: EngineEvent
@@ -195,9 +225,8 @@ class Generator:
         tracker.record(index, event)
         job.progress = tracker.progress
         now = time.monotonic()
-        key = f"{job.task.id}.{job.claim.fence}"
-        if job.watched and index == 0 and now - self._last_preview.get(key, 0) > PREVIEW_EVERY_S:
-            self._last_preview[key] = now
+        if job.watched and index == 0 and now - tracker.preview_at > PREVIEW_EVERY_S:
+            tracker.preview_at = now
             self._engine.want_preview(event.request_id)
 
     async def _send_preview(self, job: Job, preview: Picture) -> None:
@@ -217,8 +246,16 @@ class Generator:
     async def _keep(self, job: ImageJob, run: Job, results: list[ImageResult]) -> list[Output]:
         """Encode and upload under keys of this attempt alone, so that a late writer harms none."""
         started = time.monotonic()
-        keep = [self._keep_one(job, run, index, result) for index, result in enumerate(results)]
-        outputs = list(await asyncio.gather(*keep))
+        keep = [
+            asyncio.create_task(self._keep_one(job, run, index, result))
+            for index, result in enumerate(results)
+        ]
+        try:
+            outputs = list(await asyncio.gather(*keep))
+        finally:
+            # Where one failed, the others would go on trying for nobody.
+            for upload in keep:
+                upload.cancel()
         self._metrics.upload_s.observe(time.monotonic() - started)
         return outputs
 
@@ -226,7 +263,7 @@ class Generator:
         data, content_type = await asyncio.to_thread(self._encode, job, index, result.picture)
         extension = "jpg" if job.output_format == "jpeg" else job.output_format
         key = f"results/{run.task.id}/{run.claim.fence}/{index}.{extension}"
-        await self._objects.put(key, data, content_type)
+        await patiently(lambda: self._objects.put(key, data, content_type))
         return Output(
             key=key,
             content_type=content_type,
@@ -244,6 +281,9 @@ class Generator:
         if task.started_at is not None:
             wait = (task.started_at - task.created_at).total_seconds()
             self._metrics.queue_wait_s.observe(max(0.0, wait))
+
+    def _works(self) -> bool:
+        return not self._device_lost and self._engine.healthy(self._stall_s)
 
     def _info(self) -> dict[str, object]:
         stats = self._engine.stats()
@@ -273,6 +313,8 @@ class StepTracker:
     def __init__(self, num_images: int) -> None:
         self._done = [0] * num_images
         self._steps = 0
+        self.preview_at = -math.inf
+        """When a preview was last asked for, monotonic seconds."""
 
     def record(self, index: int, event: EngineEvent) -> None:
         self._done[index] = max(self._done[index], event.step)
@@ -293,6 +335,30 @@ def load_model(preset: ModelSettings) -> Components:
     return load_components(
         preset.source, config=preset.config, device=preset.device, dtype=preset.dtype
     )
+
+
+async def patiently(call: Callable[[], Awaitable[T]]) -> T:
+    """Repeat a call of the object store while it is away. Raises StorageUnavailable in the end."""
+    ends_at, wait_s = time.monotonic() + STORAGE_PATIENCE_S, 0.5
+    while True:
+        try:
+            return await call()
+        except StorageUnavailable as error:
+            if time.monotonic() >= ends_at:
+                raise
+            log.warning("tried again in %.0f s or less: %s", wait_s, error)
+        await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))  # noqa: S311 - spreads replicas
+        wait_s = min(2 * wait_s, 10.0)
+
+
+def computes(device: torch.device) -> bool:
+    """Whether the device still works: after some faults CUDA refuses all of a process's calls."""
+    try:
+        return bool(torch.ones(2, device=device).sum().item() == 2)
+    except torch.OutOfMemoryError:
+        return True
+    except RuntimeError:
+        return False
 
 
 def priority(job: Job | None) -> int:

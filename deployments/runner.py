@@ -28,6 +28,7 @@ log = get_logger(__name__)
 
 IDLE_WAIT_S = 1.0
 STORE_RETRY_S = 0.5
+NOT_READY_S = 0.5
 
 
 @dataclass
@@ -38,6 +39,8 @@ class Job:
     size: int
     """Units of room it takes."""
     progress: Progress = field(default_factory=Progress)
+    alone: bool = False
+    """Nothing else may run here beside it."""
     watched: bool = False
     """Somebody listens to its events, so previews are worth their cost."""
     runner: asyncio.Task[None] | None = None
@@ -67,11 +70,16 @@ class TaskRunner:
         run: Run,
         size_of: Callable[[Task], int],
         capacity: int,
+        ready: Callable[[], bool] = lambda: True,
         info: Callable[[], dict[str, object]] = dict,
         on_claim: Callable[[Task], None] = lambda task: None,
         on_end: Callable[[str], None] = lambda end: None,
     ) -> None:
-        """`capacity` is the room in units of `size_of`; a single larger task still runs alone."""
+        """`capacity` is the room in units of `size_of`; a single larger task still runs alone.
+
+        While `ready` is false nothing is claimed: a worker that cannot work would claim the whole
+        queue, task after task, and fail it.
+        """
         self._store = store
         self._settings = settings
         self._queue = queue
@@ -79,6 +87,7 @@ class TaskRunner:
         self._run = run
         self._size_of = size_of
         self._capacity = capacity
+        self._ready = ready
         self._info = info
         self._on_claim = on_claim
         self._on_end = on_end
@@ -93,6 +102,8 @@ class TaskRunner:
             asyncio.create_task(self._claim_loop(), name=f"claim:{self._queue}"),
             asyncio.create_task(self._beat_loop(), name=f"beat:{self._queue}"),
         ]
+        for loop in self._loops:
+            loop.add_done_callback(_tell_death)
 
     def healthy(self) -> bool:
         """Whether both loops run: a loop that ended by itself is a fault."""
@@ -107,7 +118,8 @@ class TaskRunner:
         self._draining = True
         self._freed.set()
         # A claim that is on its way is waited for, not cut off: its tasks must be handed back too.
-        await asyncio.wait(self._loops[:1], timeout=2 * IDLE_WAIT_S)
+        if self._loops:
+            await asyncio.wait(self._loops[:1], timeout=2 * IDLE_WAIT_S)
         for loop in self._loops:
             loop.cancel()
         jobs = list(self._jobs.values())
@@ -137,6 +149,9 @@ class TaskRunner:
             if self._room <= 0:
                 await self._freed.wait()
                 continue
+            if not self._ready():
+                await asyncio.sleep(NOT_READY_S)
+                continue
             try:
                 # One at a time: only the claimed task tells how much room it takes. The same
                 # request_id until an answer came: a claim whose reply was lost is answered again
@@ -160,10 +175,19 @@ class TaskRunner:
         if before is not None and before.runner is not None:
             # Its lease was lost and won back here: the older attempt can write nothing any more.
             before.runner.cancel()
-        job = Job(claimed, size=self._size_of(claimed.task))
+        job = Job(claimed, size=self._size(claimed.task))
+        if is_last_chance(claimed.task, self._settings):
+            job.alone, job.size = True, max(job.size, self._capacity)
         self._jobs[claimed.task.id] = job
         self._on_claim(claimed.task)
         job.runner = asyncio.create_task(self._work(job), name=f"task:{claimed.task.id}")
+
+    def _size(self, task: Task) -> int:
+        try:
+            return max(1, self._size_of(task))
+        except (TypeError, ValueError, OverflowError):
+            # Not written by us. Its run will say what is wrong; the loop has to outlive it.
+            return 1
 
     # running
 
@@ -186,6 +210,8 @@ class TaskRunner:
 
     async def _run_to_end(self, job: Job, log_: TaskLogger) -> str:
         try:
+            if job.alone:
+                await self._quiet(job)
             outputs = await self._run(job)
         except Exception as error:
             if self._draining and isinstance(error, EngineStopped):
@@ -201,6 +227,13 @@ class TaskRunner:
             lambda: self._store.succeed(job.claim, outputs, steps=job.progress.steps)
         )
         return "succeeded" if done else "stale"
+
+    async def _quiet(self, job: Job) -> None:
+        """Until all others here have ended; it leaves no room for new ones."""
+        others = [other.runner for other in self._jobs.values() if other is not job]
+        running = [runner for runner in others if runner is not None]
+        if running:
+            await asyncio.wait(running)
 
     async def _commit(self, write: Callable[[], Awaitable[T]]) -> T:
         """Repeat a write until the store answers: it is idempotent, and stale ones are refused."""
@@ -239,6 +272,21 @@ class TaskRunner:
             job.watched = task_id in renewal.watched
             if task_id in renewal.stale and job.runner is not None:
                 job.runner.cancel()
+
+
+def is_last_chance(task: Task, settings: TaskSettings) -> bool:
+    """Whether one more fault ends the task for good.
+
+    It then runs alone: a task that takes its worker or its batch down takes its neighbours along,
+    and, handed back to their old places, they would meet it again until all are given up.
+    """
+    lost = task.lost > 0 and task.lost + 1 >= settings.max_lost
+    return lost or (task.errors > 0 and task.errors + 1 >= settings.max_errors)
+
+
+def _tell_death(loop: asyncio.Task[None]) -> None:
+    if not loop.cancelled() and (error := loop.exception()) is not None:
+        log.error("%s died", loop.get_name(), exc_info=error)
 
 
 def classify(error: Exception) -> tuple[TaskError, bool]:

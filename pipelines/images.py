@@ -28,7 +28,6 @@ MIN_SIDE_PX = 8
 # Pillow opens over forty formats, Ghostscript's among them; clients get these three.
 _FORMATS = ("PNG", "JPEG", "WEBP")
 _DATA_URL = re.compile(r"data:image/(?:png|jpeg|jpg|webp);base64,", re.IGNORECASE)
-_WHITESPACE = re.compile(r"[ \t\r\n]+")
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -61,14 +60,15 @@ def decode_data_url(text: str, *, field: str, max_bytes: int) -> bytes:
             f"{field} must start with data:image/png;base64, data:image/jpeg;base64, or "
             f"data:image/webp;base64, - given {_shown(text[:40])}",
         )
-    text = _WHITESPACE.sub("", text)
-    given = len(text) * 3 // 4
+    # Not by a regular expression: on 30 MB that holds every other thread for a second.
+    packed = text.encode("ascii", "replace").translate(None, b" \t\r\n")
+    given = len(packed) * 3 // 4
     if given > max_bytes + 2:
         raise InvalidImage(
             field, f"{field} may hold at most {max_bytes} bytes, given about {given}"
         )
     try:
-        data = binascii.a2b_base64(text, strict_mode=True)
+        data = binascii.a2b_base64(packed, strict_mode=True)
     except ValueError as error:
         raise InvalidImage(field, f"{field} is not valid base64: {error}") from None
     if not data:

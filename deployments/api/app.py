@@ -22,9 +22,12 @@ from deployments.api.services import Services
 from deployments.api.upkeep import Upkeep
 from deployments.callbacks import CallbackSender
 from deployments.local import local_redis_url
+from deployments.log import get_logger
 from deployments.storage import open_store
 from deployments.tasks.model import Task
 from deployments.tasks.store import TaskStore
+
+log = get_logger(__name__)
 
 DESCRIPTION = """\
 Pictures from prompts and from pictures. A request creates a task; the task is asked for its result,
@@ -115,6 +118,10 @@ def _callback_sender(services: Services) -> CallbackSender:
     http = services.settings.http
     host = f"[{http.host}]" if ":" in http.host else http.host
     base = (http.public_url or f"http://{host}:{http.port}").rstrip("/")
+    if not http.public_url and host in ("0.0.0.0", "[::]"):  # noqa: S104
+        log.warning(
+            "callbacks name pictures at %s, which nobody can open: set http.public_url", base
+        )
 
     async def urls(task: Task) -> list[str]:
         return await services.urls(task, base)

@@ -33,12 +33,14 @@ PAGE_HEADERS = {
 router = APIRouter(include_in_schema=False)
 
 
+@router.head("/docs")
 @router.get("/docs")
 async def swagger() -> Response:
     """The interactive page."""
     return _page("docs.html")
 
 
+@router.head("/redoc")
 @router.get("/redoc")
 async def redoc() -> Response:
     """The reading page."""

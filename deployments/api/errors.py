@@ -43,6 +43,10 @@ class UnsupportedMediaType(Exception):
     """The body is not declared as JSON."""
 
 
+class TooManyStreams(Exception):
+    """This replica follows as many tasks for readers as it may."""
+
+
 class BodyTooLarge(HTTPException):
     """Raised while a body is read, past the frameworks that pass on HTTPException only."""
 
@@ -92,6 +96,12 @@ RULES: dict[type[Exception], Rule] = {
     UnknownHost: Rule(421, "unknown_host"),
     InvalidRequest: Rule(422, "value_error", field=_place),
     QueueFull: Rule(429, "queue_full", headers=lambda error: retry_after(error.retry_after_s)),
+    TooManyStreams: Rule(
+        429,
+        "too_many_streams",
+        "Too many event streams are open: ask for the task itself, or try again.",
+        headers=lambda _: retry_after(5),
+    ),
     StoreUnavailable: Rule(
         503,
         "store_unavailable",
@@ -141,6 +151,8 @@ def shown(value: object) -> str:
         return "an object" if isinstance(value, dict) else "a list"
     if isinstance(value, int) and abs(value) > 10**MAX_SHOWN:
         return "a number of more than 80 digits"
+    if isinstance(value, str):
+        value = value[: MAX_SHOWN + 1]  # it may have millions of characters
     text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
     return text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "..."
 

@@ -48,12 +48,14 @@ class HostGuard:
     """Answers only Host headers that name this service.
 
     A browser on this machine can be led here under any name that resolves to it (DNS rebinding),
-    so where no key is asked for only local names count.
+    so where no key is asked for only local names count, and only connections to a loopback address:
+    the settings may say loopback and the proxy that Serve was started with listen on all.
     """
 
     def __init__(self, app: ASGIApp, *, settings: Settings) -> None:
         self._app = app
         http = settings.http
+        self._loopback_only = not settings.api.keys
         self._any = "*" in http.allowed_hosts and bool(settings.api.keys)
         self._hosts = {host.lower() for host in http.allowed_hosts} | {http.host.lower()}
         if http.public_url and (public := urlsplit(http.public_url).hostname):
@@ -63,12 +65,19 @@ class HostGuard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if self._loopback_only and not _to_loopback(scope):
+            error = Forbidden("without API keys, this service answers on a loopback address only")
+            await answer(error)(scope, receive, send)
+            return
         given = Headers(scope=scope).get("host", "")
         if self._answers(given):
             await self._app(scope, receive, send)
             return
-        error = UnknownHost(f"the Host header {shown(given)} names no address of this service")
-        await answer(error)(scope, receive, send)
+        unknown = UnknownHost(
+            f"the Host header {shown(given)} names no address of this service; "
+            "its setting http.allowed_hosts can add one"
+        )
+        await answer(unknown)(scope, receive, send)
 
     def _answers(self, given: str) -> bool:
         if not (match := _HOST.fullmatch(given)):
@@ -131,6 +140,12 @@ class BodyLimit:
 def _exceeds(digits: str, limit: int) -> bool:
     # A length of thousands of digits is not worth parsing (and int() would refuse it).
     return len(digits.lstrip("0")) > 18 or int(digits) > limit
+
+
+def _to_loopback(scope: Scope) -> bool:
+    """By the address the connection was made to, which no header changes."""
+    server = scope.get("server")
+    return server is None or _is_local(str(server[0]))
 
 
 def _is_local(host: str) -> bool:

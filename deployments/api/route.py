@@ -17,6 +17,11 @@ from deployments.api.services import Services
 REQUEST_TIMEOUT_S = 120.0
 """For reading the body and answering; streams go on after it. Serve's own request timeout can be
 switched off by any client with a header."""
+MAX_KEYS = 100
+"""Of one object: each unknown key has an entry in the answer."""
+MAX_PARTS = 20_000
+"""Values of one body, about. A few megabytes of JSON can hold millions, which take seconds and
+gigabytes to build; a picture is one value."""
 
 
 def services_of(request: Request) -> Services:
@@ -64,6 +69,9 @@ def parse_json(body: bytes) -> Any:
 
     Raises json.JSONDecodeError.
     """
+    # Counts those within strings, too: prompts are short enough.
+    if sum(map(body.count, (b",", b"[", b"{"))) > MAX_PARTS:
+        raise json.JSONDecodeError(f"more than {MAX_PARTS} values", "", 0)
     try:
         return json.loads(
             body.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant
@@ -79,6 +87,8 @@ def parse_json(body: bytes) -> Any:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(pairs) > MAX_KEYS:
+        raise ValueError(f"an object has more than {MAX_KEYS} keys")
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:

@@ -67,6 +67,8 @@ class Services:
         self.settings = settings
         self.store = store
         self.objects = objects
+        self.streams = 0
+        """Event streams that are being read."""
         self._decoders = asyncio.Semaphore(_DECODERS)
         self._url_policy = UrlPolicy(settings.callbacks.allowed_private_hosts)
 

@@ -14,7 +14,8 @@
 -- events:<id>     stream; watch:<id> someone reads it; wake:<q> one-entry stream, grows with work
 -- idem:<digest>   hash task, fingerprint; tomb:<id> last fence of a deleted task
 -- callbacks       zset of task ids by next try; callback:<id> hash
--- replay:<rid>    what a call answered, for its repetition; pulse: when work was last looked after
+-- replay:<rid>    what a call answered, for its repetition
+-- pulse           when work was last looked after; pulse:back is there for a lease after a long gap
 
 local P, A = KEYS[1], cjson.decode(ARGV[2])
 local call = redis.call
@@ -262,16 +263,20 @@ local function lose(h)
   move(h, 'failed', changes)
 end
 
--- A lease also runs out while the store itself is away. No one looked after work for longer than a
--- lease then, so the holder gets one more term to come back, once an attempt.
+-- A lease also runs out while the store itself is away. No one looked after work for long then, so
+-- its holder gets one more term to come back, once an attempt; whichever worker or queue is first to
+-- notice, the others' work has it too. Half a lease is long: the way back takes seconds as well.
 local function pulse()
   local last = tonumber(call('GET', P .. 'pulse') or '') or NOW
   call('SET', P .. 'pulse', int(NOW))
-  return NOW - last > math.max(A.lease, STORE_GAP)
+  if NOW - last > math.max(A.lease / 2, STORE_GAP) then
+    call('SET', P .. 'pulse:back', 1, 'PX', int(math.ceil(A.lease / 1000)))
+  end
 end
 
 local function sweep(queue)
-  local away, moved = pulse(), 0
+  pulse()
+  local away, moved = call('EXISTS', P .. 'pulse:back') == 1, 0
   local due = call('ZRANGEBYSCORE', P .. 'scheduled:' .. queue, '-inf', int(NOW),
     'LIMIT', 0, SWEEP_BATCH)
   for _, id in ipairs(due) do
@@ -507,7 +512,10 @@ function verbs.peek()
     local first = call('ZRANGE', P .. index .. A.queue, 0, 0, 'WITHSCORES')
     if first[2] then due = math.min(due, tonumber(first[2])) end
   end
-  return {'ok', last and last[1] or '0-0', size('queue:' .. A.queue),
+  -- What only a newer release may take is not waited for in a busy loop.
+  local first = call('ZRANGE', P .. 'queue:' .. A.queue, 0, 0)[1]
+  local queued = first and not of_newer_release(first) and size('queue:' .. A.queue) or 0
+  return {'ok', last and last[1] or '0-0', queued,
     due < math.huge and int(math.max(due - NOW, 0)) or ''}
 end
 
@@ -532,7 +540,7 @@ end
 function verbs.renew()
   local out = {'ok'}
   for _, beat in ipairs(A.beats) do out[#out + 1] = renew(beat) end
-  call('SET', P .. 'pulse', int(NOW))
+  pulse()
   return out
 end
 

@@ -3,12 +3,13 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
 from configs.settings import TaskSettings
 from deployments.runner import Job, TaskRunner
-from deployments.tasks.model import Output, Progress, Status, Task
+from deployments.tasks.model import Claimed, NewTask, Output, Progress, Status, Task
 from deployments.tasks.store import TaskStore
 from pipelines.errors import EngineStopped, InvalidRequest
 
@@ -26,7 +27,7 @@ async def start(
     def start_one(run: Callable[[Job], Awaitable[list[Output]]], **options: Any) -> TaskRunner:
         terms = TaskSettings(heartbeat_s=0.05, lease_s=1.0, backoff_s=0.01, key_prefix=key_prefix)
         runner = TaskRunner(
-            open_store(lease_s=1.0, backoff_s=0.01),
+            options.pop("store", None) or open_store(lease_s=1.0, backoff_s=0.01),
             terms,
             queue="sd",
             worker=f"w{len(runners)}",
@@ -167,3 +168,84 @@ async def test_drain_hands_unfinished_work_back_to_another_worker(
     start(draw)
     assert (await ended(store, task)).status is Status.SUCCEEDED
     assert "w0" not in await store.workers("sd")
+
+
+async def test_a_worker_that_is_not_ready_leaves_the_queue_to_others(
+    store: TaskStore, submit: Submit, start: Callable[..., TaskRunner]
+) -> None:
+    works = False
+    start(draw, ready=lambda: works)
+    task = await submit()
+    await asyncio.sleep(0.2)
+    assert (await store.get(task.id)).status is Status.QUEUED
+    works = True
+    assert (await ended(store, task)).status is Status.SUCCEEDED
+
+
+async def test_a_task_on_its_last_chance_runs_with_no_neighbours(
+    store: TaskStore,
+    submit: Submit,
+    start: Callable[..., TaskRunner],
+    take: Callable[..., Awaitable[list[Claimed]]],
+    expire: Callable[[Task], Awaitable[None]],
+) -> None:
+    suspect = await submit("suspect")
+    for _ in range(2):  # of the three workers that it may take down
+        await take()
+        await expire(suspect)
+    others = [await submit(f"other {i}") for i in range(6)]
+    for other in others[:3]:
+        await store.move_to_front(other.id)
+    running: set[str] = set()
+    beside: dict[str, set[str]] = {}
+
+    async def run(job: Job) -> list[Output]:
+        running.add(job.task.id)
+        await asyncio.sleep(0.1)
+        beside[job.task.id] = running - {job.task.id}
+        running.remove(job.task.id)
+        return [OUTPUT]
+
+    start(run)
+    for task in [suspect, *others]:
+        assert (await ended(store, task)).status is Status.SUCCEEDED
+    assert beside.pop(suspect.id) == set()
+    assert any(beside.values())
+    assert all(suspect.id not in neighbours for neighbours in beside.values())
+
+
+async def test_an_input_of_unknown_size_fails_alone(
+    store: TaskStore, submit: Submit, start: Callable[..., TaskRunner]
+) -> None:
+    async def run(job: Job) -> list[Output]:
+        return [OUTPUT] * int(job.task.input["num_images"])
+
+    runner = start(run)
+    strange = await submit(input={"num_images": "many"})
+    assert (await ended(store, strange)).status is Status.FAILED
+    assert (await ended(store, await submit(input={"num_images": 1}))).status is Status.SUCCEEDED
+    assert runner.healthy()
+
+
+async def test_a_result_outlives_a_store_that_goes_away(
+    durable_server: Any, open_store: Callable[..., TaskStore], start: Callable[..., TaskRunner]
+) -> None:
+    store = open_store(durable_server.url, lease_s=10.0)
+    began, drawn = asyncio.Event(), asyncio.Event()
+
+    async def run(job: Job) -> list[Output]:
+        began.set()
+        await drawn.wait()
+        return [OUTPUT]
+
+    start(run, store=store)
+    new = NewTask(queue="sd", owner="ann", input={"prompt": "x"})
+    task, _ = await store.create(new, task_id=str(uuid4()))
+    async with asyncio.timeout(10):
+        await began.wait()
+    durable_server.kill()
+    drawn.set()
+    await asyncio.sleep(1)
+    durable_server.start()
+    done = await ended(store, task)
+    assert (done.status, done.attempt, done.lost) == (Status.SUCCEEDED, 1, 0)

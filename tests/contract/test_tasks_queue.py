@@ -256,6 +256,43 @@ async def test_a_store_that_was_away_gives_running_tasks_one_more_term(
     assert not await store.succeed(claimed.claim, [])
 
 
+async def test_a_store_that_was_away_gives_a_term_to_the_work_of_every_worker_and_queue(
+    store, submit, take, expire, redis, key_prefix
+):
+    first, second = await submit(), await submit()
+    (mine,), (theirs,) = await take(), await take(worker="w2")
+    other = await submit(queue="xl")
+    await take(queue="xl")
+    for task in (first, second, other):
+        await expire(task)
+    # less than a lease of 30 s, but too long for the last renewal to cover the way back
+    await redis.set(f"{{{key_prefix}}}:pulse", int((time.time() - 20) * 1e6))
+    assert not (await store.renew([Beat(mine.claim)])).stale  # the first to notice
+    await store.sweep("xl")
+    await store.sweep("sd")
+    for task in (first, second, other):
+        now = await store.get(task.id)
+        assert (now.status, now.lost) == (Status.RUNNING, 0)
+    assert await store.succeed(theirs.claim, [])
+
+
+async def test_work_of_a_newer_release_is_waited_for_in_peace(
+    store, submit, take, redis, key_prefix
+):
+    task = await submit()
+    await redis.hset(f"{{{key_prefix}}}:task:{task.id}", "v", 99)
+    assert await take() == []
+    began = time.monotonic()
+    await store.wait_for_work("sd", timeout_s=0.3)
+    assert time.monotonic() - began > 0.25
+    async with asyncio.timeout(5):
+        waiting = asyncio.create_task(store.wait_for_work("sd", timeout_s=60))
+        await asyncio.sleep(0.05)
+        mine = await submit()
+        await waiting
+    assert [claimed.task.id for claimed in await take()] == [mine.id]
+
+
 async def test_workers_are_present_until_their_time_is_up(store):
     await store.announce("sd", "w1", info={"rows": 4}, ttl_s=30)
     await store.announce("sd", "w2", info={"rows": 1}, ttl_s=30)

@@ -69,7 +69,12 @@ def test_a_canceled_task_stops_and_stays_canceled(served: Served, client: httpx.
     assert client.get(f"/api/v1/tasks/{task_id}").json()["status"] == "canceled"
 
 
-def test_two_hundred_tasks_of_sixteen_clients_all_complete(served: Served) -> None:
+def test_two_hundred_tasks_of_sixteen_clients_all_complete_in_bounded_memory(
+    served: Served, client: httpx.Client
+) -> None:
+    for seed in range(10):  # what a first batch allocates once is not growth
+        served.wait(client, served.submit(client, seed=seed, num_inference_steps=2))
+    before = served.resident_mb()
     done: list[str] = []
     lock = threading.Lock()
 
@@ -90,6 +95,8 @@ def test_two_hundred_tasks_of_sixteen_clients_all_complete(served: Served) -> No
     for thread in threads:
         thread.join()
     assert done == ["completed"] * 200
+    grown = {name: served.resident_mb()[name] - mb for name, mb in before.items()}
+    assert max(grown.values()) < 150, grown
 
 
 def test_the_queue_order_is_honoured(served: Served, client: httpx.Client) -> None:

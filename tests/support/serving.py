@@ -65,6 +65,12 @@ class Served:
 
         return until(find, 60)
 
+    def resident_mb(self) -> dict[str, float]:
+        """Memory of the processes that hold requests, MiB."""
+        pids = {name: self.actor_pid(name) for name in ("Generator-embedded", "Ingress", "Proxy")}
+        pids["valkey"] = self.redis_pid()
+        return {name: psutil.Process(pid).memory_info().rss / 2**20 for name, pid in pids.items()}
+
     def redis_pid(self) -> int:
         def find() -> int | None:
             for process in psutil.process_iter():

@@ -16,11 +16,11 @@ SAMPLES = {
     "data": 28_000,
     "vae": 22_000,
     "decoder": 20_000,
-    "text": 40_000,
+    "text": 90_000,
     "unet64": 100_000,
     "unet128": 80_000,
 }
-BATCH = {"vae": 8, "decoder": 8, "text": 64, "unet64": 64, "unet128": 32}
+BATCH = {"vae": 8, "decoder": 8, "text": 16, "unet64": 32, "unet128": 16}
 
 
 def parser() -> argparse.ArgumentParser:

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
-from torch import nn
 
 from training.embedded_model import unet, vae
-from training.embedded_model.text import build_encoder, load_tokenizer
+from training.embedded_model.text import load_encoder, load_tokenizer
 
 _PARTS = ("model_index.json", "scheduler", "text_encoder", "tokenizer", "unet", "vae")
 
@@ -19,12 +18,11 @@ def load_pipeline(folder: Path, seed: int, device: torch.device) -> StableDiffus
     path = next(p for n in ("unet128", "unet64") if (p := folder / f"{n}.pt").exists())
     ema = torch.load(path, map_location="cpu", weights_only=True)["ema"]
     tokenizer = load_tokenizer(folder, seed)
-    denoiser, encoder = unet.build(), build_encoder(tokenizer)
-    for prefix, module in (("unet.", denoiser), ("text.", encoder)):
-        _load(module, prefix, ema)
+    denoiser = unet.build()
+    denoiser.load_state_dict({k.removeprefix("unet."): v for k, v in ema.items()})
     pipe = StableDiffusionPipeline(
         vae=vae.load_final(folder, device),
-        text_encoder=encoder.eval(),
+        text_encoder=load_encoder(folder, tokenizer, device),
         tokenizer=tokenizer,
         unet=denoiser.eval(),
         scheduler=DDIMScheduler(
@@ -35,11 +33,6 @@ def load_pipeline(folder: Path, seed: int, device: torch.device) -> StableDiffus
         requires_safety_checker=False,
     )
     return pipe.to(device)
-
-
-def _load(module: nn.Module, prefix: str, ema: dict[str, torch.Tensor]) -> None:
-    own = {k.removeprefix(prefix): v for k, v in ema.items() if k.startswith(prefix)}
-    module.load_state_dict(own)
 
 
 def export(folder: Path, out: Path, seed: int) -> None:

@@ -30,7 +30,7 @@ class Stage:
     seed: int
     device: torch.device
     ema_decay: float = 0.999
-    warmup: int = 3000  # samples
+    warmup: int = 1000  # samples
     floor: float = 0.05  # the last learning rate, as a share of the peak
     samples: int = 0
     optimizer: torch.optim.Optimizer = field(init=False)

@@ -3,7 +3,7 @@
 The encoder first learns to name every attribute of a caption (linear heads on the end-of-text and
 padding positions, cross-entropy). That takes minutes, because no picture is involved, and then the
 UNet only has to find the colours in the states it is given instead of learning to read as well.
-The same heads stay on as a small auxiliary loss in the UNet stages.
+Which colour goes with which part is learned last: after 45,000 captions (loss 0.74 -> 0.5).
 """
 
 import json
@@ -170,6 +170,16 @@ def load_tokenizer(folder: Path, seed: int) -> CLIPTokenizer:
     return CLIPTokenizer.from_pretrained(folder / "tokenizer")
 
 
+def load_encoder(folder: Path, tokenizer: CLIPTokenizer, device: torch.device) -> CLIPTextModel:
+    """The EMA weights of the `text` stage, in eval mode."""
+    encoder = build_encoder(tokenizer)
+    ema = torch.load(folder / "text.pt", map_location="cpu", weights_only=True)["ema"]
+    encoder.load_state_dict(
+        {k.removeprefix("text."): v for k, v in ema.items() if k.startswith("text.")}
+    )
+    return encoder.to(device).eval()
+
+
 def train(folder: Path, horizon: int, batch: int, seed: int, device: torch.device) -> None:
     """Train encoder and heads on captions to `horizon` samples, resuming from `text.pt`."""
     tokenizer = load_tokenizer(folder, seed)
@@ -181,7 +191,9 @@ def train(folder: Path, horizon: int, batch: int, seed: int, device: torch.devic
     while stage.samples < horizon:
         rng = seeded(seed, stage.samples)
         avatars = [sample(rng) for _ in range(batch)]
-        ids = tokenize(tokenizer, [caption(a, rng) for a in avatars], SHORT_TOKENS).to(device)
+        # The padding positions up to 77 are only needed now and then; short batches are faster.
+        length = MAX_TOKENS if rng.random() < 0.1 else SHORT_TOKENS
+        ids = tokenize(tokenizer, [caption(a, rng) for a in avatars], length).to(device)
         targets = {name: t.to(device) for name, t in labels(avatars).items()}
         states = stage.modules["text"](ids).last_hidden_state
         loss = head_loss(stage.modules["heads"], states, ids, targets, tokenizer.eos_token_id)

@@ -1,4 +1,4 @@
-"""Stages `unet64` and `unet128`: the UNet and the text encoder, jointly, on cached latents.
+"""Stages `unet64` and `unet128`: the UNet, on cached latents and the frozen text encoder.
 
 Words bind to colours several times faster at 64 px (8 x 8 latents), where a sample also costs a
 third; the same weights then go on at 128 px, which only has to add detail.
@@ -20,10 +20,7 @@ from training.embedded_model.text import (
     MAX_TOKENS,
     SHORT_TOKENS,
     WIDTH,
-    build_encoder,
-    build_heads,
-    head_loss,
-    labels,
+    load_encoder,
     load_tokenizer,
     tokenize,
 )
@@ -31,7 +28,6 @@ from training.embedded_model.vae import cached_latents
 
 EMPTY_SHARE = 0.1  # empty prompts, for classifier-free guidance
 NOISE_OFFSET = 0.05  # see `noise_like`
-HEAD_WEIGHT = 0.05
 # Weight of the squared error in x0 by signal-to-noise ratio: min-SNR 5 (Hang et al. 2023) with a
 # floor. Plain epsilon loss all but ignores the noisiest steps, where backgrounds get their colour.
 SNR_FLOOR, SNR_CAP = 0.15, 5.0
@@ -52,15 +48,14 @@ class Resolution:
     size_px: int
     pictures: int  # how many are encoded; at 128 px that takes minutes on a CPU
     tokens: int
-    start: str  # stage file whose EMA weights this one begins with
+    start: str  # stage file whose EMA weights this one begins with, if any
     peak_lr: float
     ema_decay: float
-    train_text: bool  # else the text encoder stays as its own stage left it, which is faster
 
 
 RESOLUTIONS = {
-    "unet64": Resolution("unet64", 64, 14_000, SHORT_TOKENS, "text.pt", 1e-3, 0.998, False),
-    "unet128": Resolution("unet128", 128, 8_000, MAX_TOKENS, "unet64.pt", 5e-4, 0.999, True),
+    "unet64": Resolution("unet64", 64, 14_000, SHORT_TOKENS, "", 1e-3, 0.998),
+    "unet128": Resolution("unet128", 128, 8_000, MAX_TOKENS, "unet64.pt", 5e-4, 0.998),
 }
 
 
@@ -104,18 +99,14 @@ def stratified_timesteps(count: int, rng: torch.Generator) -> torch.Tensor:
 def make_stage(
     folder: Path, name: str, horizon: int, batch: int, seed: int, device: torch.device
 ) -> Stage:
-    """UNet, text encoder and heads with the weights of the stage before."""
+    """The UNet, resumed from this stage's own file or begun with the stage before."""
     resolution = RESOLUTIONS[name]
-    tokenizer = load_tokenizer(folder, seed)
     torch.manual_seed(seed)
-    parts = {"unet": build(), "text": build_encoder(tokenizer), "heads": build_heads()}
-    modules = nn.ModuleDict(parts).to(device)
+    modules = nn.ModuleDict({"unet": build()}).to(device)
     path = folder / f"{name}.pt"
-    if not path.exists():
+    if resolution.start and not path.exists():
         before = torch.load(folder / resolution.start, map_location=device, weights_only=True)
-        unknown = modules.load_state_dict(before["ema"], strict=False).unexpected_keys
-        if unknown:
-            raise ValueError(f"{resolution.start} does not fit this UNet: {unknown[:3]}")
+        modules.load_state_dict(before["ema"])
     stage = Stage(
         path, modules, resolution.peak_lr, horizon, batch, seed, device, resolution.ema_decay
     )
@@ -124,7 +115,7 @@ def make_stage(
 
 
 class Batches:
-    """Latents, token ids and attribute labels; a batch depends on seed and position alone."""
+    """Latents and the frozen text encoder's states; a batch depends on seed and position alone."""
 
     def __init__(
         self, folder: Path, name: str, seed: int, batch: int, device: torch.device
@@ -133,28 +124,25 @@ class Batches:
         self.latents = cached_latents(folder, resolution.size_px, resolution.pictures, device)
         self.attributes: list[Attributes] = attribute_list(len(self.latents), seed)
         self.tokenizer = load_tokenizer(folder, seed)
+        self.encoder = load_encoder(folder, self.tokenizer, device)
         self.tokens, self.seed, self.batch = resolution.tokens, seed, batch
-        self.train_text = resolution.train_text
 
-    def draw(
-        self, position: int
-    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor], torch.Tensor]:
-        """(latents (n, 4, h, w), ids (n, tokens), labels, bool (n,) that is false for no words)."""
+    @torch.no_grad()
+    def draw(self, position: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """(latents (n, 4, h, w) on the CPU, text states (n, tokens, WIDTH) on the device)."""
         rng = seeded(self.seed, position)
         rows = [rng.randrange(len(self.latents)) for _ in range(self.batch)]
-        avatars = [self.attributes[row] for row in rows]
-        texts = ["" if rng.random() < EMPTY_SHARE else caption(a, rng) for a in avatars]
-        ids = tokenize(self.tokenizer, texts, self.tokens)
-        said = torch.tensor([bool(text) for text in texts])
-        return self.latents[rows].float(), ids, labels(avatars), said
+        texts = [
+            "" if rng.random() < EMPTY_SHARE else caption(self.attributes[row], rng) for row in rows
+        ]
+        ids = tokenize(self.tokenizer, texts, self.tokens).to(self.encoder.device)
+        return self.latents[rows].float(), self.encoder(ids).last_hidden_state
 
 
-def step_loss(
-    stage: Stage, batches: Batches, scheduler: DDPMScheduler
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(denoising loss, attribute loss of the text encoder) of the next batch."""
+def step_loss(stage: Stage, batches: Batches, scheduler: DDPMScheduler) -> torch.Tensor:
+    """The weighted denoising loss of the next batch."""
     device = stage.device
-    latents, ids, targets, said = batches.draw(stage.samples)
+    latents, states = batches.draw(stage.samples)
     rng = stage.generator()
     noise = noise_like(latents, rng).to(device)
     timesteps = stratified_timesteps(len(latents), rng)
@@ -162,18 +150,9 @@ def step_loss(
     kept = scheduler.alphas_cumprod[timesteps]
     weight = loss_weight(kept / (1 - kept)).to(device)
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-        with torch.set_grad_enabled(batches.train_text):
-            states = stage.modules["text"](ids.to(device)).last_hidden_state
         predicted = stage.modules["unet"](noisy, timesteps.to(device), states).sample
     error = F.mse_loss(predicted.float(), noise, reduction="none").mean((1, 2, 3))
-    heads = head_loss(
-        stage.modules["heads"],
-        states.float()[said],
-        ids.to(device)[said],
-        {name: t[said].to(device) for name, t in targets.items()},
-        batches.tokenizer.eos_token_id,
-    )
-    return (error * weight).mean(), heads
+    return (error * weight).mean()
 
 
 def train(
@@ -185,9 +164,9 @@ def train(
     scheduler = DDPMScheduler(**SCHEDULER)
     progress = Progress(name, stage)
     while stage.samples < horizon:
-        denoising, heads = step_loss(stage, batches, scheduler)
-        stage.update(denoising + HEAD_WEIGHT * heads if batches.train_text else denoising)
-        progress.add(loss=denoising, words=heads)
+        loss = step_loss(stage, batches, scheduler)
+        stage.update(loss)
+        progress.add(loss=loss)
         if progress.due():
             stage.save()
     stage.save()

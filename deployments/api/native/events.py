@@ -11,6 +11,7 @@ from typing import Any
 from deployments.api.native.schema import WORDS, TaskView
 from deployments.api.services import Services
 from deployments.log import TaskLogger, get_logger
+from deployments.storage.store import StorageUnavailable
 from deployments.tasks.errors import StoreUnavailable, TaskNotFound
 from deployments.tasks.model import TERMINAL, Event, Status, Task
 
@@ -38,11 +39,12 @@ async def follow(
 ) -> AsyncIterator[bytes]:
     """Events after that id until the task's end, with a comment in every silence.
 
-    Ends early, and silently, when the store or the task goes away or after MAX_STREAM_S.
+    Ends early, and silently, when a store or the task goes away or after MAX_STREAM_S.
     """
-    yield f"retry: {RECONNECT_MS}\n\n".encode()
+    services.streams += 1
     ends_at = time.monotonic() + MAX_STREAM_S
     try:
+        yield f"retry: {RECONNECT_MS}\n\n".encode()
         while time.monotonic() < ends_at:
             events = await services.events(task, after, HEARTBEAT_S)
             for event in events:
@@ -58,8 +60,10 @@ async def follow(
                 yield _message("status", view.model_dump(mode="json"), after)
                 return
             yield b": waiting\n\n"
-    except (StoreUnavailable, TaskNotFound) as reason:
+    except (StoreUnavailable, StorageUnavailable, TaskNotFound) as reason:
         TaskLogger(log, task.id).info("event stream ends: %r", reason)
+    finally:
+        services.streams -= 1
 
 
 def _is_end(event: Event) -> bool:

@@ -91,7 +91,7 @@ TASK_LIST: dict[str, Any] = {"tasks": [COMPLETED, CANCELED], "next_cursor": "0.4
 EVENTS = """\
 id: 1767268800125-0
 event: status
-data: {"task_id": "550e8400-e29b-41d4-a716-446655440000", "status": "processing"}
+data: {"status": "processing", "attempt": 1}
 
 id: 1767268801250-0
 event: progress
@@ -112,6 +112,9 @@ ALREADY_ENDED: dict[str, Any] = {"detail": "The task has already succeeded."}
 NOT_QUEUED: dict[str, Any] = {"detail": "The task is running, not waiting in a queue."}
 TOO_LARGE: dict[str, Any] = {"detail": "the request body must be at most 33554432 bytes"}
 QUEUE_FULL: dict[str, Any] = {"detail": "The queue is full: 1000 tasks are waiting."}
+TOO_MANY_STREAMS: dict[str, Any] = {
+    "detail": "Too many event streams are open: ask for the task itself, or try again."
+}
 STORE_AWAY: dict[str, Any] = {"detail": "The task store is unavailable, try again."}
 IDEMPOTENCY: dict[str, Any] = {
     "detail": "The idempotency key 'order-17' was used with another request."

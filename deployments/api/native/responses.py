@@ -43,6 +43,7 @@ TOO_LARGE = _problem(413, "The body is too large.", examples.TOO_LARGE)
 NOT_JSON = _problem(415, "The body is not declared as JSON.", examples.NOT_JSON, fields=True)
 INVALID = _problem(422, "A field is refused; the entry names it.", examples.INVALID, fields=True)
 QUEUE_FULL = _retry(_problem(429, "Too many tasks are waiting.", examples.QUEUE_FULL))
+TOO_MANY_STREAMS = _retry(_problem(429, "Too many are watching.", examples.TOO_MANY_STREAMS))
 UNAVAILABLE = _retry(_problem(503, "A store does not answer.", examples.STORE_AWAY))
 
 COMMON: Responses = UNAUTHORIZED | UNAVAILABLE

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
+from deployments.api.errors import TooManyStreams
 from deployments.api.native import examples, responses
 from deployments.api.native.events import follow, start_of
 from deployments.api.native.schema import (
@@ -23,6 +24,8 @@ from deployments.api.route import KeyedRoute, OwnerDep, ServicesDep, base_url
 from deployments.tasks.model import Task
 
 MAX_PAGE = 200
+MAX_STREAMS = 400
+"""Of one replica: each holds one of its store connections and one of its places at Serve."""
 
 health_router = APIRouter(tags=["health"])
 router = APIRouter(prefix="/api/v1", route_class=KeyedRoute, tags=["images"])
@@ -46,6 +49,8 @@ PriorityExamples = Body(openapi_examples={"sooner": {"value": examples.PRIORITY}
     },
 )
 @health_router.get("/api/health", include_in_schema=False)
+@health_router.head("/health", include_in_schema=False)
+@health_router.head("/api/health", include_in_schema=False)
 async def health(services: ServicesDep, response: Response) -> HealthView:
     """Needs no key. `model_loaded`: a worker of the default model is ready."""
     found = await services.health()
@@ -172,6 +177,7 @@ async def move_to_front(
     response_class=StreamingResponse,
     responses=responses.COMMON
     | responses.NOT_FOUND
+    | responses.TOO_MANY_STREAMS
     | {
         200: {
             "description": "Server-sent events `status`, `progress` and `preview`; the last one "
@@ -192,6 +198,8 @@ async def watch_task(
 ) -> StreamingResponse:
     """Status, progress and previews as they happen."""
     task = await services.task(task_id, owner)
+    if services.streams >= MAX_STREAMS:
+        raise TooManyStreams
     stream = follow(services, task, owner, start_of(last_event_id), base_url(request))
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     return StreamingResponse(stream, media_type="text/event-stream", headers=headers)

@@ -64,6 +64,11 @@ async def test_health_and_documentation_need_no_key(open_api, path):
     assert (await api.http.get(path)).status_code == 200
 
 
+@pytest.mark.parametrize("path", ["/health", "/api/health", "/docs", "/redoc", "/openapi.json"])
+async def test_a_monitor_may_ask_with_head(api, path):
+    assert (await api.http.head(path)).status_code == 200
+
+
 async def test_health_tells_whether_a_worker_of_the_default_model_is_there(api):
     for path in ("/health", "/api/health"):
         answer = await api.http.get(path)
@@ -101,8 +106,18 @@ async def test_a_foreign_host_header_is_refused_where_no_key_is_asked_for(api):
         answer = await api.http.get("/health", headers={"host": host})
         assert answer.status_code == 421, host
         assert host in answer.json()["detail"]
+        assert "http.allowed_hosts" in answer.json()["detail"]
     for host in ("localhost", "127.0.0.1:8000", "[::1]:8000", "LOCALHOST", "app.localhost"):
         assert (await api.http.get("/health", headers={"host": host})).status_code == 200, host
+
+
+async def test_a_proxy_that_listens_on_every_address_exposes_nothing_without_keys(open_api):
+    for access, status in (({}, 403), (KEYS, 200)):
+        api = await open_api(api=access)
+        # as the connection's own address says; the header is the caller's to choose
+        for url, answered in (("http://192.0.2.7:8000", status), ("http://[::1]:8000", 200)):
+            answer = await api.http.get(f"{url}/health", headers={"host": "localhost"})
+            assert answer.status_code == answered, url
 
 
 async def test_allowed_hosts_and_the_public_url_are_answered(open_api):
@@ -179,3 +194,12 @@ def test_the_network_is_not_served_without_keys(host):
     with pytest.raises(ValueError, match=r"api\.keys"):
         create_app(Settings(http={"host": host}))
     create_app(Settings(http={"host": host}, api={"keys": ["k"]}))
+
+
+@pytest.mark.parametrize(
+    ("http", "warns"),
+    [({"host": "0.0.0.0"}, True), ({"host": "0.0.0.0", "public_url": "https://a.test"}, False)],
+)
+async def test_callbacks_that_would_name_no_address_are_warned_of(open_api, caplog, http, warns):
+    await open_api(http=http, api=KEYS)
+    assert ("set http.public_url" in caplog.text) is warns

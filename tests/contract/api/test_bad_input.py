@@ -171,8 +171,9 @@ BODIES: list[Case] = [
     raw(b'{"prompt": "x", "guidance_scale": Infinity}', "Infinity"),
     raw(b'{"prompt": "x", "guidance_scale": 1e999}', "guidance_scale"),
     raw(b'{"prompt": "x", "seed": ' + b"9" * 5000 + b"}", "JSON"),
-    raw(b'{"prompt": "x", "lora": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested"),
-    raw(b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "nested"),
+    raw(b'{"prompt": "x", "lora": ' + b"[" * 10_000 + b"]" * 10_000 + b"}", "nested"),
+    raw(b'{"a":' * 10_000 + b"1" + b"}" * 10_000, "nested"),
+    raw(b"[" + b"1," * 100_000 + b"1]", "values"),
     raw(b'\xef\xbb\xbf{"prompt": "a fox"}', "JSON"),
     raw(b"x" * 2_000_000, "1048576", 413),
     ("POST", GENERATE, {"data": {"prompt": "a fox"}}, 415, "Content-Type"),
@@ -344,3 +345,12 @@ async def test_an_image_to_image_refusal_leaves_no_blob_behind(small, png, data_
 
 def test_the_table_is_all_different():
     assert len({json.dumps(case, default=repr) for case in CASES}) == len(CASES)
+
+
+async def test_many_unknown_fields_are_not_answered_one_by_one(open_api):
+    api = await open_api()
+    body = {"prompt": "x"} | {f"k{i}": 0 for i in range(5000)}
+    answer = await api.http.post(GENERATE, json=body)
+    assert answer.status_code == 422
+    assert "more than 100 keys" in answer.text
+    assert len(answer.content) < 1000

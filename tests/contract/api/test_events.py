@@ -5,13 +5,18 @@ import base64
 import contextlib
 import io
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 from PIL import Image
 
+from deployments.api.auth import ANONYMOUS
 from deployments.api.native import events as native_events
+from deployments.api.native import examples
+from deployments.api.native import routes as native_routes
+from deployments.storage.store import StorageUnavailable
 from deployments.tasks.exchange import Beat
 from deployments.tasks.model import Progress
 
@@ -140,3 +145,49 @@ async def test_an_attempt_that_failed_and_is_tried_again_does_not_end_the_stream
     assert [event.data["status"] for event in events] == [
         "pending", "processing", "pending", "processing", "completed"
     ]  # fmt: skip
+
+
+async def test_no_more_streams_than_may_be_are_open_and_a_closed_one_makes_room(api, monkeypatch):
+    monkeypatch.setattr(native_routes, "MAX_STREAMS", 1)
+    task_id = await api.submit()
+    async with watching(api, task_id):
+        answer = await api.http.get(f"/api/v1/tasks/{task_id}/events")
+        assert answer.status_code == 429
+        assert int(answer.headers["retry-after"]) >= 1
+        assert answer.json() == examples.TOO_MANY_STREAMS
+        await api.http.delete(f"/api/v1/tasks/{task_id}")
+    assert api.services.streams == 0
+    async with watching(api, task_id):
+        pass
+
+
+async def test_a_reader_that_goes_away_makes_room(api):
+    task = await api.services.task(await api.submit(), ANONYMOUS)
+    stream = native_events.follow(api.services, task, ANONYMOUS, "0", "http://localhost")
+    await anext(stream)
+    assert api.services.streams == 1
+    await stream.aclose()
+    assert api.services.streams == 0
+
+
+async def test_a_stream_ends_quietly_when_the_pictures_have_no_addresses(api, monkeypatch):
+    async def away(*args: Any) -> list[str]:
+        raise StorageUnavailable("S3 did not answer")
+
+    task_id = await api.submit()
+    await api.finish(await api.claim())
+    monkeypatch.setattr(api.services, "urls", away)
+    async with watching(api, task_id) as reader:
+        pass
+    events, _ = parse(reader.result().text)
+    assert [event.data["status"] for event in events] == ["pending", "processing"]
+
+
+async def test_the_documented_events_look_like_the_sent_ones(api):
+    task_id = await api.submit()
+    async with watching(api, task_id) as reader:
+        await api.finish(await api.claim())
+    documented, _ = parse(examples.EVENTS)
+    sent, _ = parse(reader.result().text)
+    assert documented[0].data == sent[1].data
+    assert all(re.fullmatch(r"\d+-\d+", event.id) for event in documented + sent)

@@ -1,9 +1,11 @@
 """Where settings come from, and which are refused."""
 
+import re
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
+from pydantic_settings import SettingsError
 
 from configs.settings import HttpSettings, ModelSettings, Settings
 
@@ -55,3 +57,70 @@ def test_secrets_are_not_in_the_text_of_settings() -> None:
 def test_a_port_out_of_range_is_refused(port: object) -> None:
     with pytest.raises(ValidationError, match="port"):
         HttpSettings.model_validate({"port": port})
+
+
+def test_a_list_comes_from_the_environment_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DAGUERRE_API__KEYS", '["one", "two"]')
+    assert [key.get_secret_value() for key in Settings().api.keys] == ["one", "two"]
+
+
+def test_a_variable_that_is_not_json_is_named_and_not_repeated(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("DAGUERRE_API__KEYS", "hunter2")
+    with pytest.raises(SettingsError, match="DAGUERRE_API__KEYS must be JSON") as caught:
+        Settings()
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "7\n", "just words\n"])
+def test_a_file_that_holds_no_settings_by_name_is_told_so(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "daguerre.yaml"
+    file.write_text(text)
+    with pytest.raises(SettingsError, match=r"daguerre\.yaml must hold settings by name"):
+        Settings.load(file)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"api": {"keys": "hunter2"}},
+        {"api": {"keys": ["hunter2" * 100]}},
+        {"callbacks": {"secret": ["hunter2"]}},
+        {"redis_url": "http://:hunter2@redis"},
+        {"storage": {"secret_access_key": {"hunter2": "hunter2"}}},
+    ],
+)
+def test_a_refused_secret_is_not_in_the_error(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValidationError) as caught:
+        Settings.load(None, **wrong)
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"redis_url": "localhost:6379"}, "redis://"),
+        ({"http": {"public_url": "pictures.example.com"}}, "http.public_url"),
+        ({"api": {"keys": [""]}}, "api.keys.0"),
+        ({"models": {"a b/{c}": {}}}, "models.a b/{c}"),
+        ({"storage": {"kind": "s3", "public_url": "https://cdn.test"}}, "urls: public"),
+        ({"tasks": {"lease_s": 1, "heartbeat_s": 0.6}}, "tasks.heartbeat_s is 0.6"),
+        ({"limits": {"max_steps": 20}}, "models.embedded: num_inference_steps is 25"),
+        ({"models": {"a": {"width": 4096}}}, "models.a: width is 4096"),
+        ({"models": {"a": {"width": 2048, "height": 2048}}}, "limits.max_pixels"),
+    ],
+)
+def test_settings_that_could_not_work_are_refused_at_once(
+    wrong: dict[str, object], named: str
+) -> None:
+    with pytest.raises(ValidationError, match=re.escape(named)):
+        Settings.load(None, **wrong)
+
+
+def test_the_readme_s_settings_are_settings(tmp_path: Path) -> None:
+    readme = Path(__file__).parents[3] / "README.md"
+    (example,) = re.findall(r"```yaml\n(.*?)```", readme.read_text("utf-8"), re.DOTALL)
+    file = tmp_path / "my.yaml"
+    file.write_text(example)
+    assert Settings.load(file).default_model == "sd15"

@@ -1,14 +1,17 @@
-"""The Serve application as it is bound, and the file it is deployed from."""
+"""The Serve application as it is bound, the file it is deployed from, and what needs no Ray of
+starting and stopping it."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from pydantic import SecretStr
 from ray.serve import Application
 from ray.serve.schema import ServeDeploySchema
 
 from configs.settings import ModelSettings, Settings
+from deployments import app
 from deployments.app import build_app, secure_ray
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -88,3 +91,50 @@ def test_rays_token_is_made_for_its_owner_alone(
     token.chmod(0o644)
     secure_ray()
     assert (token.read_text(), token.stat().st_mode & 0o777) == (first, 0o600)
+
+
+class Started(Exception):
+    """Instead of a cluster."""
+
+
+def test_only_a_cluster_of_our_own_is_started_and_its_controller_knows_the_store(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    given: dict[str, Any] = {}
+
+    def init(**options: Any) -> None:
+        given.update(options)
+        raise Started
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("RAY_ADDRESS", "somebody.else:6379")
+    monkeypatch.setenv("DAGUERRE_REDIS_URL", "")
+    monkeypatch.setattr("ray.init", init)
+    settings = Settings(redis_url=SecretStr("redis://:secret@store:6379"))
+    with pytest.raises(Started):
+        app.start(settings)
+    # without an address Ray would join the cluster that RAY_ADDRESS or a `ray start` names
+    assert given["address"] == "local"
+    assert Settings().redis_url == settings.redis_url
+    assert (tmp_path / ".ray" / "auth_token").stat().st_mode & 0o777 == 0o600
+
+
+def test_building_for_a_cluster_of_others_closes_the_token_that_ray_left_open(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    build_app(Settings(data_dir=tmp_path))  # with no token: nothing to close
+    token = tmp_path / ".ray" / "auth_token"
+    token.parent.mkdir()
+    token.write_text("token")
+    token.chmod(0o644)
+    build_app(Settings(data_dir=tmp_path))
+    assert token.stat().st_mode & 0o777 == 0o600
+
+
+def test_stopping_what_never_started_touches_no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise AssertionError("Serve looks for a cluster to stop, or starts one")
+
+    monkeypatch.setattr("ray.serve.shutdown", refuse)
+    app.stop()

@@ -31,10 +31,10 @@ class Store:
     """Answers as the task store does; its depth is set by the test."""
 
     def __init__(self) -> None:
-        self.answer: Depth | StoreUnavailable = Depth()
+        self.answer: Depth | Exception = Depth()
 
     async def depth(self, queue: str) -> Depth:
-        if isinstance(self.answer, StoreUnavailable):
+        if isinstance(self.answer, Exception):
             raise self.answer
         return self.answer
 
@@ -68,11 +68,21 @@ async def test_a_model_with_queued_work_gets_replicas_and_an_idle_one_none(
     assert await tick(policy, context(3, open_calls=5)) == 2
 
 
-async def test_replicas_stay_as_they_are_while_the_store_is_unreachable(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("fault", [StoreUnavailable("down"), RuntimeError("unforeseen")])
+async def test_replicas_stay_as_they_are_while_the_depth_is_unknown(
+    monkeypatch: pytest.MonkeyPatch, fault: Exception
 ) -> None:
     store = Store()
     policy = QueueDepthPolicy("m", 4, "daguerre", "redis://unused", poll_interval_s=0)
     monkeypatch.setattr(policy, "_connect", lambda: store)
-    store.answer = StoreUnavailable("down")
+    store.answer = Depth(queued=100)
+    assert await tick(policy, context(5)) == 8
+    store.answer = fault
     assert await tick(policy, context(5)) == 5
+
+
+async def test_a_known_address_needs_no_settings_where_the_policy_runs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("DAGUERRE_CONFIG", "/not/on/this/node.yaml")
+    await QueueDepthPolicy("m", 4, "daguerre", "redis://unused")._connect().close()

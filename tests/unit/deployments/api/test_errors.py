@@ -1,5 +1,7 @@
 """The error table."""
 
+import tracemalloc
+
 import pytest
 
 from deployments.api.errors import (
@@ -73,3 +75,13 @@ def test_a_number_too_long_for_python_to_print_is_told_so(sign):
 
 def test_a_long_value_is_cut():
     assert len(shown("x" * 10**6)) < 100
+
+
+def test_a_long_value_is_cut_before_it_is_escaped():
+    text = "\x01" * 10**7
+    tracemalloc.start()
+    try:
+        shown(text)
+        assert tracemalloc.get_traced_memory()[1] < 10**6
+    finally:
+        tracemalloc.stop()

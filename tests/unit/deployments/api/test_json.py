@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import time
 
 import pytest
 from hypothesis import given
@@ -36,11 +37,22 @@ def test_any_bytes_are_json_or_one_kind_of_error(body):
         (b"[NaN]", "NaN is not a JSON number"),
         (b"-Infinity", "-Infinity"),
         (b'"\xff"', "not UTF-8 at byte 1"),
-        (b"[" * 10**6, "nested too deeply"),
+        (b"[" * 10**4, "nested too deeply"),
         (b"1" * 10**5, "digits"),
         (b"", "Expecting value"),
+        (json.dumps({str(i): 0 for i in range(101)}).encode(), "more than 100 keys"),
+        (b"[" + b"1," * 20_000 + b"1]", "more than 20000 values"),
+        (b"[" + b"{}" * 20_000 + b"]", "more than 20000 values"),
     ],
 )
 def test_what_is_refused_says_why(body, reason):
     with pytest.raises(json.JSONDecodeError, match=reason):
         parse_json(body)
+
+
+def test_what_would_take_seconds_to_build_is_refused_at_sight():
+    body = b"[" + b"{}," * (8 * 2**20) + b"{}]"
+    began = time.process_time()
+    with pytest.raises(json.JSONDecodeError, match="values"):
+        parse_json(body)
+    assert time.process_time() - began < 1

@@ -1,0 +1,183 @@
+"""What goes wrong with one request stays with that request."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipelines.components import Components
+from pipelines.diffusion import Diffusion, ImageState
+from pipelines.engine.engine import ComputationFailed
+from pipelines.engine.request import ImageRequest, Picture
+from pipelines.errors import NonFiniteOutput
+
+MakeRequest = Callable[..., ImageRequest]
+NewRun = Callable[..., Any]
+Alone = Callable[[Components, ImageRequest], Picture]
+
+
+def apart(picture: Picture, other: Picture) -> int:
+    return int(np.abs(picture.astype(int) - other.astype(int)).max())
+
+
+def poison(
+    monkeypatch: pytest.MonkeyPatch, victim: ImageRequest, spoil: Callable[..., Any]
+) -> None:
+    """Spoils the state of one request as soon as it is prepared."""
+    prepare = Diffusion.prepare
+
+    def poisoned(self: Diffusion, requests: Sequence[ImageRequest]) -> list[ImageState]:
+        states = prepare(self, requests)
+        for state in states:
+            if state.request.id == victim.id:
+                spoil(state)
+        return states
+
+    monkeypatch.setattr(Diffusion, "prepare", poisoned)
+
+
+def nan_latents(state: ImageState) -> None:
+    state.latents = torch.full_like(state.latents, torch.nan)
+
+
+def one_nan_latent(state: ImageState) -> None:
+    state.latents = state.latents.clone()
+    state.latents[0, 1, 2, 3] = torch.nan
+
+
+def infinite_prompt(state: ImageState) -> None:
+    tokens = torch.full_like(state.positive.tokens, torch.inf)
+    state.positive = type(state.positive)(tokens, state.positive.pooled)
+
+
+def nan_negative_prompt(state: ImageState) -> None:
+    assert state.negative is not None
+    tokens = torch.full_like(state.negative.tokens, torch.nan)
+    state.negative = type(state.negative)(tokens, state.negative.pooled)
+
+
+@pytest.mark.parametrize(
+    "spoil", [nan_latents, one_nan_latent, infinite_prompt, nan_negative_prompt]
+)
+def test_a_row_that_is_not_finite_fails_alone_and_its_neighbours_are_untouched(
+    components: Components,
+    make_request: MakeRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    spoil: Callable[..., Any],
+    new_run: NewRun,
+    picture_alone: Alone,
+) -> None:
+    others = [
+        make_request(scheduler="EulerAncestralDiscreteScheduler", seed=1),
+        make_request(guidance_scale=1.0, seed=2),
+        make_request(scheduler="DPMSolverMultistepScheduler", num_inference_steps=3, seed=3),
+    ]
+    alone = [picture_alone(components, request) for request in others]
+    victim = make_request()
+    poison(monkeypatch, victim, spoil)
+    run = new_run(components)
+    run.add(others[0], victim, *others[1:])
+    run.finish()
+    assert isinstance(run.error(victim), NonFiniteOutput)
+    for request, picture in zip(others, alone, strict=True):
+        assert apart(run.result(request).picture, picture) <= 1
+
+
+def test_a_picture_that_the_vae_spoils_fails_alone(
+    sd: Components,
+    make_request: MakeRequest,
+    init_image: Callable[..., Picture],
+    monkeypatch: pytest.MonkeyPatch,
+    new_run: NewRun,
+    picture_alone: Alone,
+) -> None:
+    # no steps to run: the poisoned latents reach the VAE unseen
+    victim, other = (make_request(init_image=init_image(), strength=0.0) for _ in "12")
+    alone = picture_alone(sd, other)
+    poison(monkeypatch, victim, one_nan_latent)
+    run = new_run(sd)
+    run.add(victim, other)
+    run.finish()
+    assert isinstance(run.error(victim), NonFiniteOutput)
+    assert apart(run.result(other).picture, alone) <= 1
+
+
+def test_a_request_whose_preparation_crashes_fails_alone(
+    sd: Components,
+    make_request: MakeRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    new_run: NewRun,
+    picture_alone: Alone,
+) -> None:
+    victim, other, third = make_request(), make_request(seed=1), make_request(seed=2)
+    alone = picture_alone(sd, other)
+
+    def crash(state: ImageState) -> None:
+        raise RuntimeError("broken prompt")
+
+    poison(monkeypatch, victim, crash)
+    run = new_run(sd)
+    run.add(victim, other, third)
+    run.finish()
+    assert isinstance(run.error(victim), ComputationFailed)
+    assert "broken prompt" in str(run.error(victim))
+    assert apart(run.result(other).picture, alone) <= 1
+    assert run.result(third)
+
+
+def test_a_sampler_that_crashes_fails_its_request_alone(
+    sd: Components, make_request: MakeRequest, monkeypatch: pytest.MonkeyPatch, new_run: NewRun
+) -> None:
+    victim, other = make_request(), make_request(seed=1)
+
+    def break_sampler(state: ImageState) -> None:
+        state.sampler.num_inference_steps = None
+
+    poison(monkeypatch, victim, break_sampler)
+    run = new_run(sd)
+    run.add(victim, other)
+    run.finish()
+    assert isinstance(run.error(victim), ComputationFailed)
+    assert run.result(other)
+
+
+def test_a_crashed_forward_fails_its_batch_and_the_engine_goes_on(
+    sd: Components, make_request: MakeRequest, monkeypatch: pytest.MonkeyPatch, new_run: NewRun
+) -> None:
+    run = new_run(sd)
+    batch = [make_request(), make_request()]
+    run.add(*batch)
+    with monkeypatch.context() as patch:
+
+        def out_of_memory(*args: Any, **kwargs: Any) -> Any:
+            raise torch.OutOfMemoryError("out of memory")
+
+        patch.setattr(sd.unet, "forward", out_of_memory)
+        run.steps(1)
+    for request in batch:
+        error = run.error(request)
+        assert isinstance(error, ComputationFailed)
+        assert "4 rows" in str(error)
+        assert "out of memory" in str(error)
+    after = make_request()
+    run.add(after)
+    run.finish()
+    assert run.result(after)
+
+
+def test_a_crashed_decode_fails_its_pictures_and_the_engine_goes_on(
+    sd: Components, make_request: MakeRequest, monkeypatch: pytest.MonkeyPatch, new_run: NewRun
+) -> None:
+    run, request, after = new_run(sd), make_request(num_inference_steps=1), make_request()
+    run.add(request)
+    with monkeypatch.context() as patch:
+        patch.setattr(sd.vae, "decode", lambda *args, **kwargs: 1 / 0)
+        run.steps(1)
+    assert isinstance(run.error(request), ComputationFailed)
+    run.add(after)
+    run.finish()
+    assert run.result(after)
