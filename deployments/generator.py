@@ -28,7 +28,7 @@ from deployments.tasks.model import Output, Progress, Task
 from deployments.tasks.store import TaskStore
 from pipelines.components import Components, load_components
 from pipelines.engine.engine import ComputationFailed
-from pipelines.engine.request import EngineEvent, EventKind, ImageRequest, ImageResult, Picture
+from pipelines.engine.request import EngineEvent, EventKind, ImageResult, Picture
 from pipelines.engine.worker import EngineWorker
 from pipelines.images import decode_image, encode_image, fit_image
 
@@ -190,7 +190,11 @@ class Generator:
         def on_event(index: int, event: EngineEvent) -> None:
             loop.call_soon_threadsafe(self._on_event, job, tracker, index, event)
 
-        requests = image_requests(image_job, request_id, init_image, priority(job))
+        requests = image_job.requests(
+            request_id,
+            init_image=init_image,
+            priority=0 if job is None else job.task.priority,
+        )
         futures = [
             asyncio.wrap_future(self._engine.submit(request, functools.partial(on_event, index)))
             for index, request in enumerate(requests)
@@ -288,7 +292,7 @@ class Generator:
     def _info(self) -> dict[str, object]:
         stats = self._engine.stats()
         if stats.rows:
-            self._metrics.batch_rows.observe(stats.rows)
+            self._metrics.batch_rows.observe(stats.batch_rows)
             self._metrics.step_s.observe(stats.step_s)
         return {
             "model": self._model,
@@ -359,30 +363,3 @@ def computes(device: torch.device) -> bool:
         return True
     except RuntimeError:
         return False
-
-
-def priority(job: Job | None) -> int:
-    return 0 if job is None else job.task.priority
-
-
-def image_requests(
-    job: ImageJob, request_id: str, init_image: Picture | None, priority: int
-) -> list[ImageRequest]:
-    """One engine request a picture; picture i has seed + i."""
-    return [
-        ImageRequest(
-            id=f"{request_id}.{index}",
-            prompt=job.prompt,
-            negative_prompt=job.negative_prompt,
-            width=job.width,
-            height=job.height,
-            num_inference_steps=job.num_inference_steps,
-            guidance_scale=job.guidance_scale,
-            scheduler=job.scheduler,
-            seed=job.seed + index,
-            init_image=init_image,
-            strength=job.strength,
-            priority=priority,
-        )
-        for index in range(job.num_images)
-    ]

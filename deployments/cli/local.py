@@ -16,7 +16,7 @@ from deployments.cli.fault import CliFault, ExitCode
 from deployments.cli.options import field_lines, load_settings
 from deployments.cli.progress import ProgressLine
 from deployments.tasks.image import ImageFields, ImageJob, ImageOrder
-from pipelines.engine.request import EngineEvent, ImageRequest, ImageResult, Picture
+from pipelines.engine.request import EngineEvent, ImageRequest, ImageResult
 from pipelines.errors import DaguerreError, InvalidRequest, ModelError
 from pipelines.images import decode_image, encode_image, fit_image
 
@@ -67,7 +67,7 @@ def _draw(
         job = job_of(order, components.default_size)
         init = np.asarray(fit_image(image, job.width, job.height)) if image else None
         max_rows = settings.models[name].max_rows
-        results = run(components, requests_of(job, init), line, max_rows=max_rows)
+        results = run(components, job.requests("local", init_image=init), line, max_rows=max_rows)
     return [
         encode_image(result.picture, job.output_format, job.parameters(index))[0]
         for index, result in enumerate(results)
@@ -97,26 +97,6 @@ def load(preset: ModelSettings) -> Components:
 def job_of(order: ImageOrder, default_size: int) -> ImageJob:
     """The order, sized by the model that is loaded now."""
     return ImageJob.from_input(order.model_dump(), default_size=default_size)
-
-
-def requests_of(job: ImageJob, init_image: Picture | None) -> list[ImageRequest]:
-    """One engine request a picture; picture i has seed + i."""
-    return [
-        ImageRequest(
-            id=f"local.{index}",
-            prompt=job.prompt,
-            negative_prompt=job.negative_prompt,
-            width=job.width,
-            height=job.height,
-            num_inference_steps=job.num_inference_steps,
-            guidance_scale=job.guidance_scale,
-            scheduler=job.scheduler,
-            seed=job.seed + index,
-            init_image=init_image,
-            strength=job.strength,
-        )
-        for index in range(job.num_images)
-    ]
 
 
 def run(

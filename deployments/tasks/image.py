@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from configs.settings import LimitSettings, ModelSettings, SchedulerName, Settings
 from deployments.tasks.model import Frozen
+from pipelines.engine.request import ImageRequest, Picture
 from pipelines.errors import InvalidRequest
 
 MAX_SEED = 2**63 - 1
@@ -192,6 +193,28 @@ class ImageJob(ImageOrder):
         values["width"] = order.width or default_size
         values["height"] = order.height or default_size
         return cls(**values)
+
+    def requests(
+        self, prefix: str, *, init_image: Picture | None = None, priority: int = 0
+    ) -> list[ImageRequest]:
+        """One engine request a picture, with ids `<prefix>.<index>`; picture i has seed + i."""
+        return [
+            ImageRequest(
+                id=f"{prefix}.{index}",
+                prompt=self.prompt,
+                negative_prompt=self.negative_prompt,
+                width=self.width,
+                height=self.height,
+                num_inference_steps=self.num_inference_steps,
+                guidance_scale=self.guidance_scale,
+                scheduler=self.scheduler,
+                seed=self.seed + index,
+                init_image=init_image,
+                strength=self.strength,
+                priority=priority,
+            )
+            for index in range(self.num_images)
+        ]
 
     def parameters(self, index: int) -> dict[str, Any]:
         """What drew picture `index`, for the file's metadata: a call with these draws it again."""
