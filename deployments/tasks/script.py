@@ -107,6 +107,7 @@ class TaskScript:
         self._redis = redis
         self._prefix = f"{{{key_prefix}}}:"
         self._room = asyncio.Semaphore(_MAX_CALLS)
+        self._calls: set[asyncio.Task[list[Any]]] = set()
         self._sha = hashlib.sha1(script_text().encode(), usedforsecurity=False).hexdigest()
 
     def key(self, name: str) -> str:
@@ -117,8 +118,23 @@ class TaskScript:
         given = {name: value for name, value in arguments.items() if value is not None}
         payload = json.dumps(given, ensure_ascii=False).encode("utf-8", "replace")
         async with store_errors(), self._room:
-            answer = await self._evaluate(verb, payload)
+            # A call goes on to its end even where its caller is cancelled: redis-py, cut off while
+            # it dials, leaves a connection open that nobody owns.
+            call = asyncio.create_task(self._evaluate(verb, payload))
+            self._calls.add(call)
+            call.add_done_callback(self._settled)
+            answer = await asyncio.shield(call)
         return answer[0].decode(), answer[1:]
+
+    async def settle(self) -> None:
+        """Wait for calls that outlived their callers; they end within the client's time-outs."""
+        if self._calls:
+            await asyncio.wait(self._calls, timeout=DEADLINE_S)
+
+    def _settled(self, call: asyncio.Task[list[Any]]) -> None:
+        self._calls.discard(call)
+        if not call.cancelled():
+            call.exception()  # retrieved, so that asyncio does not report it once more
 
     async def _evaluate(self, verb: str, payload: bytes) -> list[Any]:
         arguments = (self._prefix, verb, payload)

@@ -72,7 +72,8 @@ class TaskStore:
         self._blocking = blocking
         self._settings = settings
         self._max_queue = max_queue
-        self._run = TaskScript(commands, settings.key_prefix)
+        self._script = TaskScript(commands, settings.key_prefix)
+        self._run = self._script.__call__
 
     @classmethod
     def connect(cls, url: str, settings: TaskSettings, *, max_queue: int) -> TaskStore:
@@ -81,6 +82,7 @@ class TaskStore:
 
     async def close(self) -> None:
         """Release both clients' connections."""
+        await self._script.settle()
         await self._commands.aclose()
         await self._blocking.aclose()
 
@@ -286,7 +288,7 @@ class TaskStore:
             raise InvalidRequest("after", f"after must be an event id such as 0 or 17-0: {after!r}")
         async with store_errors():
             await self._commands.set(
-                self._run.key(f"watch:{task_id}"), 1, px=int(WATCH_TTL_S * 1000)
+                self._script.key(f"watch:{task_id}"), 1, px=int(WATCH_TTL_S * 1000)
             )
         entries = await self._read(f"events:{task_id}", after, block_s)
         found = (read_event(event_id, fields) for event_id, fields in entries)
@@ -350,7 +352,7 @@ class TaskStore:
         )
 
     async def _read(self, stream: str, after: str, block_s: float) -> Entries:
-        key = self._run.key(stream)
+        key = self._script.key(stream)
         async with store_errors(block_s + DEADLINE_S):
             found = await self._blocking.xread({key: after}, block=block_ms(block_s))
         streams = cast("list[tuple[bytes, Entries]]", found)  # as protocol 2 answers

@@ -47,7 +47,6 @@ def twice(store, snapshot, monkeypatch):
         verbs.append(verb)
         return first
 
-    run_twice.key = run.key
     monkeypatch.setattr(store, "_run", run_twice)
     return verbs
 

@@ -84,7 +84,6 @@ class Machine(RuleBasedStateMachine):
             await run(verb, **arguments)
             return await run(verb, **arguments)
 
-        run_twice.key = run.key
         self.store._run = run_twice
 
     def key(self, name):
