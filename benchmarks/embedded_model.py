@@ -69,7 +69,7 @@ def main() -> None:
     )
     seconds = (time.monotonic() - started) / len(images)
     if args.sheet:
-        small = contact_sheet(images[:64], prompts[:64]).quantize(64)
+        small = contact_sheet(images[:64], prompts[:64]).quantize(256)
         small.save(args.sheet, optimize=True)
     right, measured, wrong = score([np.asarray(image) for image in images], asked)
     print(f"{args.count} held-out prompts, {args.steps} steps, CFG {args.guidance_scale}")

@@ -8,7 +8,7 @@ import pytest
 from tests.support.serving import Served, serving
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # a process holds one Ray: it must end before another starts
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     with serving(tmp_path_factory.mktemp("serve")) as application:
         yield application
