@@ -13,7 +13,7 @@ from ray import serve
 from benchmarks.measure import interleave, machine, ratio
 
 REQUESTS = 60
-ROUNDS = 4
+ROUNDS = 3
 BODY = {"prompt": "an avatar", "num_inference_steps": 1, "delay_s": 3600}
 
 
