@@ -52,8 +52,8 @@ async def completed(client: httpx.AsyncClient, task_id: str) -> None:
             return
         if status["status"] not in ("pending", "processing"):
             raise RuntimeError(f"task {task_id} is {status['status']}: {status['error_message']}")
-        # The clients of the API document ask every two seconds. Ten times a second, 16 clients would
-        # take a third of a core each in the proxy and the ingress.
+        # The clients of the API document ask every two seconds; ten times a second, 16 of them
+        # would take a third of a core each in the proxy and the ingress.
         await asyncio.sleep(0.5)
 
 
