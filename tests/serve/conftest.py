@@ -8,7 +8,7 @@ import pytest
 from tests.support.serving import Served, serving
 
 
-@pytest.fixture(scope="module")  # a process holds one Ray: it must end before another starts
+@pytest.fixture(scope="module")  # one application at a time
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     with serving(tmp_path_factory.mktemp("serve")) as application:
         yield application
