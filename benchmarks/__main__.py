@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import sys
 import tempfile
 from pathlib import Path
@@ -11,12 +10,11 @@ from pathlib import Path
 from benchmarks import engine_batching, request_overhead, service_throughput
 from configs.settings import EMBEDDED_MODEL, HttpSettings, Settings
 from deployments import app
+from deployments.cli.demo import free_port
 
 
 def main() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     threads = os.cpu_count() or 1
     print("## B2, B4, B6 the engine alone\n", flush=True)
     print(engine_batching.run(str(EMBEDDED_MODEL), threads), flush=True)
