@@ -1,4 +1,4 @@
-"""Which addresses belong to the public internet."""
+"""Which addresses belong to the public internet, and which only to this machine."""
 
 from __future__ import annotations
 
@@ -59,6 +59,16 @@ def is_public(address: str) -> bool:
             return parsed in _PUBLIC_V6 and not any(parsed in net for net in _NOT_PUBLIC_V6)
         parsed = inner
     return not any(parsed in network for network in _NOT_PUBLIC_V4)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine is meant by it: an address or a name."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _inner(address: IPv6Address) -> IPv4Address | None:

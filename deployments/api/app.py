@@ -6,13 +6,13 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
-from ipaddress import ip_address
 
 from fastapi import FastAPI, Security
 from fastapi.security import APIKeyHeader
 from starlette.middleware import Middleware
 
 from configs.settings import Settings
+from deployments.address import is_loopback
 from deployments.api import docs, errors, files
 from deployments.api.auth import KeyAuth
 from deployments.api.guard import BodyLimit, HostGuard, OriginGuard, RequestId
@@ -131,11 +131,7 @@ def _callback_sender(services: Services) -> CallbackSender:
 
 def _check_exposure(settings: Settings) -> None:
     host = settings.http.host
-    try:
-        is_local = host == "localhost" or ip_address(host).is_loopback
-    except ValueError:
-        is_local = False
-    if not is_local and not settings.api.keys:
+    if not is_loopback(host) and not settings.api.keys:
         raise ValueError(
             f"http.host is {host}, not a loopback address: set api.keys, or anyone may use this"
         )

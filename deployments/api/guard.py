@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 import uuid
 from urllib.parse import urlsplit
@@ -11,6 +10,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from configs.settings import Settings
+from deployments.address import is_loopback
 from deployments.api.errors import BodyTooLarge, Forbidden, UnknownHost, answer, shown
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
@@ -83,7 +83,7 @@ class HostGuard:
         if not (match := _HOST.fullmatch(given)):
             return False
         host = match[1].strip("[]").lower()
-        return self._any or host in self._hosts or _is_local(host)
+        return self._any or host in self._hosts or is_loopback(host)
 
 
 class OriginGuard:
@@ -145,16 +145,7 @@ def _exceeds(digits: str, limit: int) -> bool:
 def _to_loopback(scope: Scope) -> bool:
     """By the address the connection was made to, which no header changes."""
     server = scope.get("server")
-    return server is None or _is_local(str(server[0]))
-
-
-def _is_local(host: str) -> bool:
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    return server is None or is_loopback(str(server[0]))
 
 
 def _origin_host(origin: str) -> str:

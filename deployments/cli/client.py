@@ -7,7 +7,6 @@ with Client("http://127.0.0.1:8000") as client:
 
 from __future__ import annotations
 
-import ipaddress
 import random
 import time
 import uuid
@@ -18,6 +17,7 @@ from urllib.parse import quote
 
 import httpx
 
+from deployments.address import is_loopback
 from deployments.cli.wire import (
     ApiError,
     BadAddress,
@@ -63,7 +63,7 @@ class Client:
             timeout=httpx.Timeout(30.0, connect=5.0),
             transport=transport,
             # a proxy for the wide world must not be asked for this machine's own server
-            trust_env=not _is_local(self.base.host),
+            trust_env=not is_loopback(self.base.host),
             headers={"user-agent": "daguerre-cli"},
         )
         self._on_retry = on_retry
@@ -237,13 +237,6 @@ def _checked(url: str) -> httpx.URL:
     if base.scheme not in ("http", "https") or not base.host:
         raise BadAddress(f"{url!r} is no http:// or https:// URL")
     return base.copy_with(path=f"{base.path.rstrip('/')}/", query=None, fragment=None)
-
-
-def _is_local(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _task_path(task_id: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 import signal
 import threading
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from deployments.address import is_loopback
 from deployments.cli.fault import CliFault, ExitCode, faults_as_messages
 from deployments.cli.options import Config, load_settings
 
@@ -111,14 +111,6 @@ def check_exposure(settings: Settings) -> None:
                 "--host 127.0.0.1.",
             ),
         )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches the address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def check_port(host: str, port: int) -> None:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployments.address import is_public
+from deployments.address import is_loopback, is_public
 
 FORBIDDEN = [
     # this host
@@ -65,3 +65,13 @@ def test_a_mapped_or_translated_address_is_judged_as_the_one_inside(address):
     assert is_public(f"::ffff:{address}") == expected
     assert is_public(f"64:ff9b::{address}") == expected
     assert not is_public(str(ipaddress.IPv6Address((0x2002 << 112) | (int(address) << 80))))
+
+
+@pytest.mark.parametrize("host", ["localhost", "app.localhost", "127.0.0.1", "127.8.0.1", "::1"])
+def test_a_loopback_host_means_this_machine_only(host: str) -> None:
+    assert is_loopback(host)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.0.2", "localhost.example.com", ""])
+def test_any_other_host_can_be_reached_from_outside(host: str) -> None:
+    assert not is_loopback(host)
