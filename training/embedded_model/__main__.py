@@ -14,13 +14,13 @@ STAGES = ("data", "vae", "latents", "decoder", "text", "unet64", "unet128", "exp
 # Samples to train on (for `data`: pictures to render). Given with --samples, one stage may go on.
 SAMPLES = {
     "data": 28_000,
-    "vae": 22_000,
-    "decoder": 20_000,
-    "text": 90_000,
-    "unet64": 100_000,
-    "unet128": 80_000,
+    "vae": 66_000,
+    "decoder": 40_000,
+    "text": 75_000,
+    "unet64": 150_000,
+    "unet128": 200_000,
 }
-BATCH = {"vae": 8, "decoder": 8, "text": 16, "unet64": 32, "unet128": 16}
+BATCH = {"vae": 16, "decoder": 16, "text": 16, "unet64": 128, "unet128": 96}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -49,7 +49,8 @@ def run(stage: str, args: argparse.Namespace) -> None:
     elif stage == "latents":
         vae.finish(args.work, device)
         for resolution in unet.RESOLUTIONS.values():
-            vae.cached_latents(args.work, resolution.size_px, resolution.pictures, device)
+            for size in (resolution.size, *resolution.others):
+                unet.latents_of(args.work, size, args.seed, device)
     elif stage == "decoder":
         vae.train_decoder(args.work, samples, batch, args.seed, device)
     elif stage == "text":

@@ -38,7 +38,11 @@ class Stage:
 
     def __post_init__(self) -> None:
         self.optimizer = torch.optim.AdamW(
-            self.modules.parameters(), lr=self.peak_lr, betas=(0.9, 0.99), weight_decay=0.01
+            self.modules.parameters(),
+            lr=self.peak_lr,
+            betas=(0.9, 0.99),
+            weight_decay=0.01,
+            fused=True,
         )
         self.ema = {k: v.detach().clone() for k, v in self.modules.state_dict().items()}
 

@@ -37,7 +37,7 @@ def _style() -> Any:
     return Style(definition)
 
 
-def options(attributes: Attributes) -> dict[str, Any]:
+def options(attributes: Attributes, size_px: int = SIZE_PX) -> dict[str, Any]:
     """The dicebear options that draw exactly these attributes and nothing random."""
     a = attributes
     tops = HAT_TOPS[a.hat] if a.hat != "none" else HAIR_TOPS[a.hair]
@@ -45,7 +45,7 @@ def options(attributes: Attributes) -> dict[str, Any]:
     hair = HAIR_COLOURS[a.hair_colour]
     return {
         "seed": "daguerre",
-        "size": SIZE_PX,
+        "size": size_px,
         "topVariant": [tops[a.variant % len(tops)]] if tops else ["shortFlat"],
         "topProbability": 100 if tops else 0,
         "backgroundColor": [COLOURS[a.background]],
@@ -66,12 +66,25 @@ def options(attributes: Attributes) -> dict[str, Any]:
     }
 
 
-def render(attributes: Attributes) -> np.ndarray:
-    """uint8 RGB picture, shape (128, 128, 3)."""
+def render(attributes: Attributes, size_px: int = SIZE_PX) -> np.ndarray:
+    """uint8 RGB picture, shape (size_px, size_px, 3)."""
     import resvg_py
     from dicebear import Avatar
 
-    svg = Avatar(_style(), options(attributes)).to_string()
+    svg = Avatar(_style(), options(attributes, size_px)).to_string()
     png = bytes(resvg_py.svg_to_bytes(svg_string=svg))
     with Image.open(io.BytesIO(png)) as image:
         return np.asarray(image.convert("RGB"))
+
+
+def render_canvas(attributes: Attributes, width: int, height: int) -> np.ndarray:
+    """uint8 RGB picture, shape (height, width, 3): the avatar as large as it fits.
+
+    It stands at the bottom in the middle; the rest is its background's flat colour.
+    """
+    side = min(width, height)
+    left = (width - side) // 2
+    canvas = np.empty((height, width, 3), np.uint8)
+    canvas[:] = np.frombuffer(bytes.fromhex(COLOURS[attributes.background][1:]), np.uint8)
+    canvas[height - side :, left : left + side] = render(attributes, side)
+    return canvas

@@ -6,7 +6,9 @@ third; the same weights then go on at 128 px, which only has to add detail.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 from diffusers import DDPMScheduler, UNet2DConditionModel
@@ -14,8 +16,9 @@ from torch import nn
 
 from training.embedded_model.attributes import Attributes, seeded
 from training.embedded_model.captions import caption
-from training.embedded_model.data import attribute_list
+from training.embedded_model.data import attribute_list, open_pictures
 from training.embedded_model.loop import Progress, Stage
+from training.embedded_model.render import SIZE_PX, render_canvas
 from training.embedded_model.text import (
     MAX_TOKENS,
     SHORT_TOKENS,
@@ -24,7 +27,7 @@ from training.embedded_model.text import (
     load_tokenizer,
     tokenize,
 )
-from training.embedded_model.vae import cached_latents
+from training.embedded_model.vae import cached_latents, shrink
 
 EMPTY_SHARE = 0.1  # empty prompts, for classifier-free guidance
 NOISE_OFFSET = 0.05  # see `noise_like`
@@ -41,22 +44,59 @@ SCHEDULER = {
 
 
 @dataclass(frozen=True)
+class Size:
+    """Pictures of one size, and how many of them are encoded: a minute a thousand on a CPU."""
+
+    width: int
+    height: int
+    pictures: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.width}x{self.height}"
+
+
+@dataclass(frozen=True)
 class Resolution:
     """What differs between the two stages."""
 
     name: str
-    size_px: int
-    pictures: int  # how many are encoded; at 128 px that takes minutes on a CPU
+    size: Size
+    others: tuple[Size, ...]  # seen in OTHERS_SHARE of the batches, that they do not fall apart
     tokens: int
     start: str  # stage file whose EMA weights this one begins with, if any
     peak_lr: float
     ema_decay: float
 
 
+OTHERS_SHARE = 0.1
 RESOLUTIONS = {
-    "unet64": Resolution("unet64", 64, 14_000, SHORT_TOKENS, "", 1e-3, 0.998),
-    "unet128": Resolution("unet128", 128, 8_000, MAX_TOKENS, "unet64.pt", 5e-4, 0.998),
+    "unet64": Resolution("unet64", Size(64, 64, 20_000), (), SHORT_TOKENS, "", 1e-3, 0.998),
+    "unet128": Resolution(
+        "unet128",
+        Size(128, 128, 16_000),
+        (Size(192, 192, 1024), Size(128, 192, 1024), Size(192, 128, 1024)),
+        MAX_TOKENS,
+        "unet64.pt",
+        7e-4,
+        0.998,
+    ),
 }
+
+
+def latents_of(folder: Path, size: Size, seed: int, device: torch.device) -> torch.Tensor:
+    """Latents of the first `size.pictures` avatars at this size, float16 on the CPU."""
+    avatars = attribute_list(size.pictures, seed)
+    rendered = open_pictures(folder)
+
+    def picture(i: int) -> np.ndarray:
+        if size.width == size.height == SIZE_PX:
+            return rendered[i]
+        if size.width == size.height == SIZE_PX // 2:
+            return cast(np.ndarray, shrink(rendered[i : i + 1])[0])
+        return render_canvas(avatars[i], size.width, size.height)
+
+    return cached_latents(folder, size.name, size.pictures, picture, device)
 
 
 def build() -> UNet2DConditionModel:
@@ -102,7 +142,7 @@ def make_stage(
     """The UNet, resumed from this stage's own file or begun with the stage before."""
     resolution = RESOLUTIONS[name]
     torch.manual_seed(seed)
-    modules = nn.ModuleDict({"unet": build()}).to(device)
+    modules = nn.ModuleDict({"unet": build()}).to(device, memory_format=torch.channels_last)
     path = folder / f"{name}.pt"
     if resolution.start and not path.exists():
         before = torch.load(folder / resolution.start, map_location=device, weights_only=True)
@@ -121,7 +161,8 @@ class Batches:
         self, folder: Path, name: str, seed: int, batch: int, device: torch.device
     ) -> None:
         resolution = RESOLUTIONS[name]
-        self.latents = cached_latents(folder, resolution.size_px, resolution.pictures, device)
+        self.latents = latents_of(folder, resolution.size, seed, device)
+        self.others = [latents_of(folder, size, seed, device) for size in resolution.others]
         self.attributes: list[Attributes] = attribute_list(len(self.latents), seed)
         self.tokenizer = load_tokenizer(folder, seed)
         self.encoder = load_encoder(folder, self.tokenizer, device)
@@ -129,14 +170,21 @@ class Batches:
 
     @torch.no_grad()
     def draw(self, position: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """(latents (n, 4, h, w) on the CPU, text states (n, tokens, WIDTH) on the device)."""
+        """(latents (n, 4, h, w) on the CPU, text states (n, tokens, WIDTH) on the device).
+
+        n is the batch size, less where the latents are larger than usual.
+        """
         rng = seeded(self.seed, position)
-        rows = [rng.randrange(len(self.latents)) for _ in range(self.batch)]
+        latents = self.latents
+        if self.others and rng.random() < OTHERS_SHARE:
+            latents = rng.choice(self.others)
+        count = max(1, self.batch * self.latents[0].numel() // latents[0].numel())
+        rows = [rng.randrange(len(latents)) for _ in range(count)]
         texts = [
             "" if rng.random() < EMPTY_SHARE else caption(self.attributes[row], rng) for row in rows
         ]
         ids = tokenize(self.tokenizer, texts, self.tokens).to(self.encoder.device)
-        return self.latents[rows].float(), self.encoder(ids).last_hidden_state
+        return latents[rows].float(), self.encoder(ids).last_hidden_state
 
 
 def step_loss(stage: Stage, batches: Batches, scheduler: DDPMScheduler) -> torch.Tensor:
