@@ -1,6 +1,7 @@
 """`python -m training.embedded_model STAGE...`: make the shipped checkpoint, resumable at any time.
 
-Stages in order: data, vae, latents, decoder, text, unet64, unet128, export; `all` runs them all.
+Stages in order: data, vae, latents, decoder, text, unet64, unet128, export, probe; `all` runs them
+all. `probe` makes the judge of the benchmarks, no part of the checkpoint.
 """
 
 import argparse
@@ -8,9 +9,9 @@ from pathlib import Path
 
 import torch
 
-from training.embedded_model import data, export, text, unet, vae
+from training.embedded_model import data, export, probe, text, unet, vae
 
-STAGES = ("data", "vae", "latents", "decoder", "text", "unet64", "unet128", "export")
+STAGES = ("data", "vae", "latents", "decoder", "text", "unet64", "unet128", "export", "probe")
 # Samples to train on (for `data`: pictures to render). Given with --samples, one stage may go on.
 SAMPLES = {
     "data": 28_000,
@@ -19,8 +20,9 @@ SAMPLES = {
     "text": 75_000,
     "unet64": 150_000,
     "unet128": 200_000,
+    "probe": 80_000,
 }
-BATCH = {"vae": 16, "decoder": 16, "text": 16, "unet64": 128, "unet128": 96}
+BATCH = {"vae": 16, "decoder": 16, "text": 16, "unet64": 128, "unet128": 96, "probe": 64}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -57,6 +59,8 @@ def run(stage: str, args: argparse.Namespace) -> None:
         text.train(args.work, samples, batch, args.seed, device)
     elif stage == "export":
         export.export(args.work, args.out, args.seed)
+    elif stage == "probe":
+        probe.train(args.work, samples, batch, args.seed, device)
     else:
         unet.train(args.work, stage, samples, batch, args.seed, device)
 

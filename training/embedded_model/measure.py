@@ -1,15 +1,19 @@
-"""Which colour word a drawn picture shows, part by part, measured on its pixels.
+"""What a drawn picture shows, part by part: colours by its pixels, the rest by the probe.
 
 All avatars share one geometry, so the renderer itself says where a part lies: the pixels of the
 reference rendering that have the part's flat colour in every variant of the drawing.
 """
 
-from dataclasses import replace
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 import numpy as np
+from PIL import Image
 
 from training.embedded_model.attributes import COLOURS, HAIR_COLOURS, SKINS, Attributes
-from training.embedded_model.render import render
+from training.embedded_model.probe import CLASSES, Probe, decidable, judge
+from training.embedded_model.render import SIZE_PX, render
 
 _FLAT = 12.0  # RGB distance to the flat colour, below which a pixel belongs to the part
 _PARTS: dict[str, dict[str, str]] = {
@@ -44,6 +48,7 @@ def parts(attributes: Attributes) -> list[str]:
     return [part for part in _PARTS if part not in absent]
 
 
+@lru_cache(maxsize=4096)
 def mask(attributes: Attributes, part: str) -> np.ndarray:
     """bool (128, 128): the part's own flat pixels, one pixel away from its edges.
 
@@ -74,3 +79,48 @@ def colour_of(picture: np.ndarray, attributes: Attributes, part: str) -> str | N
     if where.sum() < 20:
         return None
     return nearest(np.median(picture[where].astype(float), axis=0), _PARTS[part])
+
+
+@dataclass
+class Score:
+    """How many of the asked words were drawn, by part."""
+
+    right: Counter[str] = field(default_factory=Counter)
+    measured: Counter[str] = field(default_factory=Counter)
+    wrong: Counter[tuple[str, str, str]] = field(default_factory=Counter)  # part, asked, drawn
+
+    def add(self, part: str, asked: str, drawn: str) -> None:
+        self.measured[part] += 1
+        self.right[part] += asked == drawn
+        if asked != drawn:
+            self.wrong[part, asked, drawn] += 1
+
+    def share(self, *parts: str) -> float | None:
+        """Right over measured, of these parts together; None where nothing was measured."""
+        measured = sum(self.measured[part] for part in parts)
+        return sum(self.right[part] for part in parts) / measured if measured else None
+
+
+def score(images: list[Image.Image], asked: list[Attributes], probe: Probe) -> Score:
+    """Every part of every picture that the drawing of what was asked shows."""
+    found = Score()
+    pictures = [as_drawn(image) for image in images]
+    judged = judge(probe, np.stack(pictures))
+    for picture, attributes, seen in zip(pictures, asked, judged, strict=True):
+        for part in parts(attributes):
+            colour = colour_of(picture, attributes, part)
+            if colour is not None:
+                found.add(part, getattr(attributes, part), colour)
+        for part in CLASSES:
+            if decidable(attributes, part):
+                found.add(part, getattr(attributes, part), seen[part])
+    return found
+
+
+def as_drawn(image: Image.Image) -> np.ndarray:
+    """uint8 (128, 128, 3): the square in the middle at the bottom, where the avatar stands."""
+    width, height = image.size
+    side = min(width, height)
+    left = (width - side) // 2
+    square = image.convert("RGB").crop((left, height - side, left + side, height))
+    return np.asarray(square.resize((SIZE_PX, SIZE_PX), Image.Resampling.LANCZOS))

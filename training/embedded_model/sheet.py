@@ -13,6 +13,7 @@ from training.embedded_model.attributes import sample, seeded
 from training.embedded_model.captions import plain_caption
 
 _LABEL_PX = 56
+_MARGIN_PX = 150  # the label left of a row
 
 
 def load(folder: Path) -> StableDiffusionPipeline:
@@ -36,7 +37,8 @@ def draw(
     steps: int = 25,
     guidance_scale: float = 5.0,
     seed: int = 0,
-    size_px: int = 128,
+    width: int = 128,
+    height: int = 128,
 ) -> list[Image.Image]:
     """One picture a prompt, seeds counting up from `seed`, eight in a batch."""
     images: list[Image.Image] = []
@@ -48,11 +50,22 @@ def draw(
             num_inference_steps=steps,
             guidance_scale=guidance_scale,
             generator=generators,
-            height=size_px,
-            width=size_px,
+            width=width,
+            height=height,
         )
         images += result.images
     return images
+
+
+@torch.no_grad()
+def round_trip(pipe: StableDiffusionPipeline, images: list[Image.Image]) -> list[Image.Image]:
+    """What the autoencoder alone makes of these pictures: the best that drawing can reach."""
+    decoded: list[Image.Image] = []
+    for begin in range(0, len(images), 8):
+        pixels = pipe.image_processor.preprocess(images[begin : begin + 8])
+        latents = pipe.vae.encode(pixels).latent_dist.mode()
+        decoded += pipe.image_processor.postprocess(pipe.vae.decode(latents).sample)
+    return decoded
 
 
 def contact_sheet(images: list[Image.Image], prompts: list[str], columns: int = 8) -> Image.Image:
@@ -68,6 +81,21 @@ def contact_sheet(images: list[Image.Image], prompts: list[str], columns: int = 
         pen.multiline_text(
             (x + 1, y + height), textwrap.fill(short, 28)[:140], "black", font_size=9, spacing=1
         )
+    return sheet
+
+
+def rows_sheet(rows: list[tuple[str, list[Image.Image]]]) -> Image.Image:
+    """Rows of pictures, each row with its label on the left; sizes may differ between rows."""
+    heights = [images[0].height + 4 for _, images in rows]
+    widths = [len(images) * (images[0].width + 4) for _, images in rows]
+    sheet = Image.new("RGB", (_MARGIN_PX + max(widths), sum(heights)), "white")
+    pen = ImageDraw.Draw(sheet)
+    y = 0
+    for (label, images), height in zip(rows, heights, strict=True):
+        pen.multiline_text((4, y + 4), textwrap.fill(label, 22), "black", font_size=12)
+        for i, image in enumerate(images):
+            sheet.paste(image, (_MARGIN_PX + i * (image.width + 4), y))
+        y += height
     return sheet
 
 
@@ -91,7 +119,8 @@ def main() -> None:
         steps=args.steps,
         guidance_scale=args.guidance_scale,
         seed=args.seed,
-        size_px=args.size_px,
+        width=args.size_px,
+        height=args.size_px,
     )
     print(f"{(time.monotonic() - started) / len(images):.2f} s a picture")
     contact_sheet(images, prompts).save(args.out, optimize=True)

@@ -74,12 +74,12 @@ RESOLUTIONS = {
     "unet64": Resolution("unet64", Size(64, 64, 20_000), (), SHORT_TOKENS, "", 1e-3, 0.998),
     "unet128": Resolution(
         "unet128",
-        Size(128, 128, 16_000),
-        (Size(192, 192, 1024), Size(128, 192, 1024), Size(192, 128, 1024)),
+        Size(128, 128, 10_000),
+        (Size(192, 192, 768), Size(128, 192, 768), Size(192, 128, 768)),
         MAX_TOKENS,
         "unet64.pt",
         7e-4,
-        0.998,
+        0.995,
     ),
 }
 
@@ -91,7 +91,7 @@ def latents_of(folder: Path, size: Size, seed: int, device: torch.device) -> tor
 
     def picture(i: int) -> np.ndarray:
         if size.width == size.height == SIZE_PX:
-            return rendered[i]
+            return cast(np.ndarray, rendered[i])
         if size.width == size.height == SIZE_PX // 2:
             return cast(np.ndarray, shrink(rendered[i : i + 1])[0])
         return render_canvas(avatars[i], size.width, size.height)
@@ -142,7 +142,8 @@ def make_stage(
     """The UNet, resumed from this stage's own file or begun with the stage before."""
     resolution = RESOLUTIONS[name]
     torch.manual_seed(seed)
-    modules = nn.ModuleDict({"unet": build()}).to(device, memory_format=torch.channels_last)
+    unet = build().to(device).to(memory_format=torch.channels_last)
+    modules = nn.ModuleDict({"unet": unet})
     path = folder / f"{name}.pt"
     if resolution.start and not path.exists():
         before = torch.load(folder / resolution.start, map_location=device, weights_only=True)

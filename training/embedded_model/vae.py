@@ -21,7 +21,7 @@ _ANY_CORNERS = ((0, 0), (65, 65))
 KL_WEIGHT = 2e-4  # on the KL per latent value, relative to reconstruction per pixel
 SD_SCALING = 0.18215  # Stable Diffusion's own, kept so that nothing special is needed to load this
 _CPU = torch.device("cpu")
-_CHUNK = 1024  # pictures between two progress lines
+_CHUNK = 512  # pictures between two progress lines
 _STATISTICS = 1500  # pictures that the latents' mean and deviation are taken from
 _VALIDATION = 64  # last pictures of the file, never cropped for training
 
