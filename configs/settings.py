@@ -36,6 +36,10 @@ _config_file: ContextVar[Path | None] = ContextVar("config_file", default=None)
 
 SchedulerName = Literal[
     "DPMSolverMultistepScheduler",
+    "DPMSolverSDEMultistep",
+    "DPMSolverSinglestepScheduler",
+    "DPMSolverSDESinglestep",
+    "UniPCMultistepScheduler",
     "DDIMScheduler",
     "EulerDiscreteScheduler",
     "EulerAncestralDiscreteScheduler",
@@ -44,7 +48,15 @@ SchedulerName = Literal[
     "HeunDiscreteScheduler",
     "KDPM2DiscreteScheduler",
     "KDPM2AncestralDiscreteScheduler",
+    "LCMScheduler",
+    "TCDScheduler",
 ]
+"""As `pipelines.samplers.SAMPLERS` has them."""
+
+ScheduleName = Literal[
+    "default", "karras", "exponential", "beta", "sgm_uniform", "align_your_steps"
+]
+"""As `pipelines.sampler_schedule.SCHEDULES` has them."""
 
 
 WebAddress = Annotated[str, StringConstraints(pattern=r"^https?://[^\s/?#@]+(/[^\s?#]*)?$")]

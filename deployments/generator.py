@@ -28,9 +28,9 @@ from deployments.tasks.model import Output, Progress, Task
 from deployments.tasks.store import TaskStore
 from pipelines.components import Components, load_components
 from pipelines.engine.engine import ComputationFailed
-from pipelines.engine.request import EngineEvent, EventKind, ImageResult, Picture
+from pipelines.engine.request import EngineEvent, EventKind, ImageResult, Mask, Picture
 from pipelines.engine.worker import EngineWorker
-from pipelines.images import decode_image, encode_image, fit_image
+from pipelines.images import decode_image, encode_image, fit_image, mask_of
 
 T = TypeVar("T")
 
@@ -158,14 +158,19 @@ class Generator:
 
     async def _run(self, job: Job) -> list[Output]:
         image_job = ImageJob.from_input(job.task.input, default_size=self._default_size)
-        init_image = await self._init_image(image_job)
+        init_image = await self._input_picture(image_job.init_image_key, image_job)
+        mask = await self._input_picture(image_job.mask_image_key, image_job)
         results = await self._draw(
-            image_job, f"{job.task.id}.{job.claim.fence}", init_image=init_image, job=job
+            image_job,
+            f"{job.task.id}.{job.claim.fence}",
+            init_image=init_image,
+            mask=None if mask is None else mask_of(mask),
+            job=job,
         )
         return await self._keep(image_job, job, results)
 
-    async def _init_image(self, job: ImageJob) -> Picture | None:
-        if (key := job.init_image_key) is None:
+    async def _input_picture(self, key: str | None, job: ImageJob) -> Picture | None:
+        if key is None:
             return None
         async with self._decoders:
             data = await patiently(lambda: self._objects.get(key))
@@ -181,6 +186,7 @@ class Generator:
         request_id: str,
         *,
         init_image: Picture | None = None,
+        mask: Mask | None = None,
         job: Job | None = None,
     ) -> list[ImageResult]:
         """All pictures of one request; canceling this coroutine frees their rows."""
@@ -193,6 +199,7 @@ class Generator:
         requests = image_job.requests(
             request_id,
             init_image=init_image,
+            mask=mask,
             priority=0 if job is None else job.task.priority,
         )
         futures = [

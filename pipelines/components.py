@@ -293,10 +293,13 @@ def _keys(file: Path) -> list[str]:
 
 
 def _check_architecture(name: str, unet: Any, vae: Any, *, is_xl: bool) -> None:
-    if unet.in_channels != vae.latent_channels:
+    latents = vae.latent_channels
+    # those of inpainting take a mask and the latents of the masked picture as well
+    if unet.in_channels not in (latents, 2 * latents + 1):
         raise ModelError(
-            f"{name}: the UNet takes {unet.in_channels} channels, the VAE's latents have "
-            f"{vae.latent_channels}: inpainting and edit checkpoints are not supported"
+            f"{name}: the UNet takes {unet.in_channels} channels, which for latents of {latents} "
+            f"must be {latents} or, to inpaint, {2 * latents + 1}: edit checkpoints are not "
+            "supported"
         )
     if unet.time_cond_proj_dim is not None:
         raise ModelError(f"{name}: guidance-distilled UNets (time_cond_proj_dim) are not supported")

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
-from pipelines.engine.request import Picture
+from pipelines.engine.request import Mask, Picture
 from pipelines.errors import InvalidImage
 
 ImageFormat = Literal["png", "jpeg", "webp"]
@@ -114,6 +114,12 @@ def fit_image(image: Image.Image, width: int, height: int) -> Image.Image:
     if image.size == (width, height):
         return image
     return image.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def mask_of(picture: Picture) -> Mask:
+    """A picture's brightness as a mask: white is repainted, black is kept."""
+    mask: Mask = picture.mean(axis=2).round().astype(np.uint8)
+    return mask
 
 
 def encode_image(

@@ -1,17 +1,36 @@
-"""Prompts to text-encoder embeddings, as the diffusers pipelines compute them, for many at once."""
+"""Prompts to text-encoder embeddings, for many at once, and the cache of them.
+
+Plain prompts give what the diffusers pipelines compute; weights and chunks are the A1111 web UI's.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from pipelines.components import Components
+from pipelines.emphasis import BREAK, Token, chunk_tokens, parse_emphasis
 
 TEXT_BATCH = 32
-"""Texts in one text-encoder forward."""
+"""Chunks in one text-encoder forward."""
+
+CACHE_BYTES = 128 * 2**20
+"""Of the embeddings that are kept: some 400 prompts of SDXL in half precision, 77 tokens each."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A text and how it is read: all that its embeddings depend on."""
+
+    text: str
+    clip_skip: int = 0
+    weighting: bool = False
+    long: bool = False
 
 
 @dataclass(frozen=True)
@@ -23,52 +42,155 @@ class PromptEmbeds:
     pooled: torch.Tensor | None = None
     """1 x projection_dim; SDXL only."""
 
+    @property
+    def nbytes(self) -> int:
+        return self.tokens.nbytes + (0 if self.pooled is None else self.pooled.nbytes)
+
     def zeros(self) -> PromptEmbeds:
         """SDXL's unconditional row where `force_zeros_for_empty_prompt`."""
         pooled = None if self.pooled is None else torch.zeros_like(self.pooled)
         return PromptEmbeds(torch.zeros_like(self.tokens), pooled)
 
+    def padded(self, length: int, empty: PromptEmbeds) -> PromptEmbeds:
+        """With `empty`, the embeddings of an empty chunk, behind it up to `length` tokens."""
+        missing = (length - self.tokens.shape[1]) // empty.tokens.shape[1]
+        if not missing:
+            return self
+        return PromptEmbeds(torch.cat([self.tokens, *[empty.tokens] * missing], dim=1), self.pooled)
 
-def encode_prompts(components: Components, texts: Iterable[str]) -> dict[str, PromptEmbeds]:
-    """Embeddings by text; each distinct text is encoded once. Longer texts are cut as CLIP cuts."""
-    distinct = list(dict.fromkeys(texts))
-    embeds: dict[str, PromptEmbeds] = {}
-    for start in range(0, len(distinct), TEXT_BATCH):
-        chunk = distinct[start : start + TEXT_BATCH]
-        tokens, pooled = (_encode_xl if components.is_xl else _encode)(components, chunk)
-        for i, text in enumerate(chunk):
-            row = slice(i, i + 1)
-            embeds[text] = PromptEmbeds(tokens[row], None if pooled is None else pooled[row])
+
+class PromptCache:
+    """Encodes prompts and keeps the latest embeddings on their device. Not thread-safe."""
+
+    def __init__(self, components: Components, max_bytes: int = CACHE_BYTES) -> None:
+        self.hits = 0
+        """Prompts answered without a text encoder."""
+        self.misses = 0
+        """Prompts encoded."""
+        self.nbytes = 0
+        self._components = components
+        self._max_bytes = max_bytes
+        self._kept: OrderedDict[Prompt, PromptEmbeds] = OrderedDict()
+        """Least recently used first."""
+
+    def encode(self, prompts: Sequence[Prompt]) -> dict[Prompt, PromptEmbeds]:
+        """Embeddings by prompt; those not kept are encoded together, each once."""
+        distinct = dict.fromkeys(prompts)
+        found = {prompt: self._kept[prompt] for prompt in distinct if prompt in self._kept}
+        for prompt in found:
+            self._kept.move_to_end(prompt)
+        made = encode_prompts(self._components, [p for p in distinct if p not in found])
+        self.misses += len(made)
+        self.hits += len(prompts) - len(made)
+        self._keep(made)
+        return found | made
+
+    def _keep(self, made: dict[Prompt, PromptEmbeds]) -> None:
+        self._kept |= made
+        self.nbytes += sum(embeds.nbytes for embeds in made.values())
+        while self.nbytes > self._max_bytes:
+            _, oldest = self._kept.popitem(last=False)
+            self.nbytes -= oldest.nbytes
+
+
+def encode_prompts(components: Components, prompts: Iterable[Prompt]) -> dict[Prompt, PromptEmbeds]:
+    """Embeddings by prompt; each distinct prompt is encoded once."""
+    distinct = list(dict.fromkeys(prompts))
+    pairs = zip(components.tokenizers, components.text_encoders, strict=True)
+    by_encoder = [_encode(components, *pair, distinct) for pair in pairs]
+    dtype = components.text_encoders[-1].dtype
+    embeds = {}
+    for prompt, *parts in zip(distinct, *by_encoder, strict=True):
+        tokens = torch.cat([part.tokens for part in parts], dim=-1)
+        # the pooled embedding is that of the last encoder, the one with a projection
+        embeds[prompt] = PromptEmbeds(tokens.to(dtype), parts[-1].pooled)
     return embeds
 
 
-def _encode(components: Components, texts: list[str]) -> tuple[torch.Tensor, None]:
-    (tokenizer,), (encoder,) = components.tokenizers, components.text_encoders
-    inputs = _tokenize(tokenizer, texts)
+def chunk_count(components: Components, prompt: Prompt) -> int:
+    """How many times 77 tokens the embeddings of this prompt have."""
+    return len(_chunks(components.tokenizers[0], prompt))
+
+
+def _encode(
+    components: Components, tokenizer: Any, encoder: Any, prompts: Sequence[Prompt]
+) -> list[PromptEmbeds]:
+    """What one encoder makes of each prompt: its chunks one behind the other."""
+    chunks = [_chunks(tokenizer, prompt) for prompt in prompts]
+    flat = [(p, chunk) for p, parts in zip(prompts, chunks, strict=True) for chunk in parts]
+    encoded: list[PromptEmbeds] = []
+    for start in range(0, len(flat), TEXT_BATCH):
+        encoded += _forward(components, tokenizer, encoder, flat[start : start + TEXT_BATCH])
+    rest = iter(encoded)
+    return [_concatenated(itertools.islice(rest, len(parts))) for parts in chunks]
+
+
+def _concatenated(chunks: Iterator[PromptEmbeds]) -> PromptEmbeds:
+    parts = list(chunks)
+    # copies: a view would keep the whole batch in memory for as long as one prompt is cached
+    pooled = None if parts[0].pooled is None else parts[0].pooled.clone()
+    return PromptEmbeds(torch.cat([part.tokens for part in parts], dim=1), pooled)
+
+
+def _chunks(tokenizer: Any, prompt: Prompt) -> list[list[Token]]:
+    """The prompt's tokens in chunks that fit the encoder, without those of begin, end and pad."""
+    length = tokenizer.model_max_length - 2
+    pieces = parse_emphasis(prompt.text) if prompt.weighting else [(prompt.text, 1.0)]
+    texts = [text for text, _ in pieces]
+    ids = tokenizer(texts, add_special_tokens=False, verbose=False).input_ids
+    tokens: list[Token | None] = []
+    for piece, piece_ids in zip(pieces, ids, strict=True):
+        is_break = prompt.weighting and piece == BREAK
+        tokens += [None] if is_break else [(token, piece[1]) for token in piece_ids]
+    if not prompt.long:
+        return [[token for token in tokens if token is not None][:length]]
+    return chunk_tokens(tokens, length, tokenizer.convert_tokens_to_ids(",</w>"))
+
+
+def _forward(
+    components: Components,
+    tokenizer: Any,
+    encoder: Any,
+    chunks: Sequence[tuple[Prompt, list[Token]]],
+) -> list[PromptEmbeds]:
+    """One forward over chunks of several prompts."""
+    length, begin, end = tokenizer.model_max_length, tokenizer.bos_token_id, tokenizer.eos_token_id
+    rows = [[begin, *(token for token, _ in chunk), end] for _, chunk in chunks]
+    ids = [row + [tokenizer.pad_token_id] * (length - len(row)) for row in rows]
     mask = None
-    if getattr(encoder.config, "use_attention_mask", False):
-        mask = inputs.attention_mask.to(components.device)
-    output = encoder(inputs.input_ids.to(components.device), attention_mask=mask)
-    tokens: torch.Tensor = output[0]
-    return tokens.to(encoder.dtype), None
-
-
-def _encode_xl(components: Components, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-    outputs = []
-    for tokenizer, encoder in zip(components.tokenizers, components.text_encoders, strict=True):
-        ids = _tokenize(tokenizer, texts).input_ids.to(components.device)
-        outputs.append(encoder(ids, output_hidden_states=True))
-    tokens = torch.concat([output.hidden_states[-2] for output in outputs], dim=-1)
-    # the pooled embedding is the last encoder's first output: its projection
-    pooled: torch.Tensor = outputs[-1][0]
-    return tokens.to(components.text_encoders[-1].dtype), pooled
-
-
-def _tokenize(tokenizer: Any, texts: list[str]) -> Any:
-    return tokenizer(
-        texts,
-        padding="max_length",
-        max_length=tokenizer.model_max_length,
-        truncation=True,
-        return_tensors="pt",
+    if not components.is_xl and getattr(encoder.config, "use_attention_mask", False):
+        mask = torch.tensor([[i < len(row) for i in range(length)] for row in rows])
+        mask = mask.long().to(components.device)
+    output = encoder(
+        torch.tensor(ids, device=components.device), attention_mask=mask, output_hidden_states=True
     )
+    embeds = []
+    for i, (prompt, chunk) in enumerate(chunks):
+        row = slice(i, i + 1)
+        tokens = _layer(encoder, output, row, prompt.clip_skip, is_xl=components.is_xl)
+        pooled = output[0][row] if output[0].ndim == 2 else None
+        embeds.append(PromptEmbeds(_weighted(tokens, [weight for _, weight in chunk]), pooled))
+    return embeds
+
+
+def _layer(encoder: Any, output: Any, row: slice, clip_skip: int, *, is_xl: bool) -> torch.Tensor:
+    """The hidden states that are the embeddings: SDXL was trained on those before the last."""
+    hidden: torch.Tensor
+    if is_xl:
+        hidden = output.hidden_states[-(clip_skip + 2)][row]
+    elif clip_skip:
+        hidden = encoder.final_layer_norm(output.hidden_states[-(clip_skip + 1)][row])
+    else:
+        hidden = output[0][row]
+    return hidden
+
+
+def _weighted(tokens: torch.Tensor, weights: Sequence[float]) -> torch.Tensor:
+    """The chunk with each token times its weight, and then with the mean that it had before."""
+    if all(weight == 1 for weight in weights):
+        return tokens
+    # begin, end and padding weigh 1
+    factors = torch.ones(tokens.shape[1])
+    factors[1 : 1 + len(weights)] = torch.tensor(weights)
+    weighted = tokens * factors.to(tokens)[:, None]
+    return weighted * (tokens.mean() / weighted.mean())

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from configs.settings import Settings
@@ -24,6 +26,9 @@ from pipelines.images import decode_data_url, decode_image
 log = get_logger(__name__)
 
 MAX_DELAY_S = 7 * 86400.0
+MAX_STREAMS = 400
+"""Of one replica: each holds one of its store connections and one of its places at Serve."""
+_WAIT_STEP_S = 2.0
 _DECODERS = 4
 """Clients' pictures decoded at once: each may take 3 bytes a pixel of `max_input_pixels`."""
 
@@ -36,14 +41,19 @@ class Submission:
     model: str | None = None
     init_image: str | None = None
     """A data URL."""
+    mask_image: str | None = None
+    """A data URL; only with an initial picture."""
     priority: int = 0
     delay_s: float = 0.0
     callback_url: str | None = None
     idempotency_key: str | None = None
 
-    def fingerprint(self, init_image_key: str | None) -> str:
-        """Equal for equal requests: tells a repeated one from another one under the same key."""
-        rest = (self.model, init_image_key, self.priority, self.delay_s, self.callback_url)
+    def fingerprint(self, pictures: Sequence[str]) -> str:
+        """Equal for equal requests: tells a repeated one from another one under the same key.
+
+        `pictures` are the keys of those the client sent.
+        """
+        rest = (self.model, *pictures, self.priority, self.delay_s, self.callback_url)
         text = json.dumps([self.fields.model_dump(), rest], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -68,9 +78,14 @@ class Services:
         self.store = store
         self.objects = objects
         self.streams = 0
-        """Event streams that are being read."""
+        """Event streams that are being read, and calls that wait for a task's end."""
         self._decoders = asyncio.Semaphore(_DECODERS)
         self._url_policy = UrlPolicy(settings.callbacks.allowed_private_hosts)
+
+    @property
+    def full(self) -> bool:
+        """Whether no more may wait for a task here."""
+        return self.streams >= MAX_STREAMS
 
     async def close(self) -> None:
         """Release all connections."""
@@ -86,12 +101,17 @@ class Services:
         model = self._model(new.model)
         if new.callback_url is not None:
             await check_url(new.callback_url, self._url_policy)
-        init = await self._decode(new.init_image) if new.init_image is not None else None
+        init = await self._decode("init_image", new.init_image)
+        mask = await self._decode("mask_image", new.mask_image)
         order = new.fields.resolve(
-            self.settings, model=model, init_image=(init.key, init.size) if init else None
+            self.settings,
+            model=model,
+            init_image=(init.key, init.size) if init else None,
+            mask_key=mask.key if mask else None,
         )
-        if init is not None:
-            await self.objects.put(init.key, init.data, init.content_type)
+        sent = [picture for picture in (init, mask) if picture is not None]
+        for picture in sent:
+            await self.objects.put(picture.key, picture.data, picture.content_type)
         task, created = await self.store.create(
             NewTask(
                 queue=model,
@@ -103,7 +123,7 @@ class Services:
                 idempotency_key=new.idempotency_key,
             ),
             task_id=str(uuid.uuid4()),
-            fingerprint=new.fingerprint(init.key if init else None),
+            fingerprint=new.fingerprint([picture.key for picture in sent]),
         )
         TaskLogger(log, task.id).info("created" if created else "asked for again")
         return task
@@ -111,6 +131,26 @@ class Services:
     async def task(self, task_id: str, owner: str) -> Task:
         """Raises TaskNotFound, also for another owner's."""
         return await self.store.get(_checked_id(task_id), owner=owner)
+
+    async def wait(self, task: Task, owner: str, wait_s: float) -> Task:
+        """The task once it has ended, or as it is after `wait_s`.
+
+        At once where MAX_STREAMS waiters and readers of events are here already.
+        """
+        if self.full:
+            return task
+        ends_at, after = time.monotonic() + wait_s, "0"
+        self.streams += 1
+        try:
+            while task.status not in TERMINAL and (left_s := ends_at - time.monotonic()) > 0:
+                events = await self.store.events(
+                    task.id, after=after, block_s=min(left_s, _WAIT_STEP_S), watch=False
+                )
+                after = events[-1].id if events else after
+                task = await self.task(task.id, owner)
+            return task
+        finally:
+            self.streams -= 1
 
     async def position(self, task: Task) -> Position | None:
         """None unless it waits."""
@@ -181,26 +221,33 @@ class Services:
             )
         return name or self.settings.default_model
 
-    async def _decode(self, data_url: str) -> InitImage:
+    async def _decode(self, field: str, data_url: str | None) -> SentPicture | None:
+        if data_url is None:
+            return None
         async with self._decoders:
-            return await asyncio.to_thread(_decode_init_image, data_url, self.settings)
+            return await asyncio.to_thread(_decode_picture, field, data_url, self.settings)
 
 
 @dataclass(frozen=True)
-class InitImage:
+class SentPicture:
     key: str
     data: bytes
     content_type: str
     size: Size
 
 
-def _decode_init_image(data_url: str, settings: Settings) -> InitImage:
+def _decode_picture(field: str, data_url: str, settings: Settings) -> SentPicture:
     """Judged whole, in a thread; kept as the client sent it. Raises InvalidImage."""
-    data = decode_data_url(data_url, field="init_image", max_bytes=settings.http.max_body_bytes)
-    image = decode_image(data, max_pixels=settings.limits.max_input_pixels, min_side_px=MIN_SIDE_PX)
+    data = decode_data_url(data_url, field=field, max_bytes=settings.http.max_body_bytes)
+    image = decode_image(
+        data,
+        field=field,
+        max_pixels=settings.limits.max_input_pixels,
+        min_side_px=MIN_SIDE_PX,
+    )
     # Named by content: the same picture sent again is stored once, and a repeated put renews it.
     key = INPUT_PREFIX + hashlib.sha256(data).hexdigest()
-    return InitImage(key, data, "application/octet-stream", image.size)
+    return SentPicture(key, data, "application/octet-stream", image.size)
 
 
 def _checked_id(task_id: str) -> str:

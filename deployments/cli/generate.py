@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Fields = Mapping[str, Any]
 """A request in the native API's names."""
-Draw = Callable[[Fields, bytes | None], list[bytes]]
+Draw = Callable[[Fields, Mapping[str, bytes]], list[bytes]]
 MAX_SEED = 2**63 - 1
 
 Prompt = Annotated[str, typer.Argument(help="What to draw.", show_default=False)]
@@ -44,6 +44,12 @@ NumImages = Annotated[int, typer.Option("--num-images", "-n", min=1, help="Pictu
 InitImage = Annotated[
     Path | None,
     typer.Option("--init-image", dir_okay=False, help="Picture to start from: PNG, JPEG, WEBP."),
+]
+Mask = Annotated[
+    Path | None,
+    typer.Option(
+        "--mask", dir_okay=False, help="With --init-image: repaint where this picture is white."
+    ),
 ]
 Strength = Annotated[
     float | None,
@@ -75,6 +81,7 @@ def generate(
     seed: Seed = None,
     num_images: NumImages = 1,
     init_image: InitImage = None,
+    mask: Mask = None,
     strength: Strength = None,
     format_: Format = None,
     output: Output = None,
@@ -95,6 +102,8 @@ def generate(
 
         daguerre generate "in watercolour" --init-image me.png --strength 0.6
 
+        daguerre generate "a red hat" --init-image me.png --mask head.png --strength 1
+
         daguerre generate "a lighthouse" --local
 
     Exit codes: 0 done, 1 failed, 2 refused, 3 no server, 4 canceled, 130 interrupted.
@@ -103,7 +112,11 @@ def generate(
 
     with faults_as_messages():
         chosen = picture.chosen_format(format_, output)
-        start = picture.read_picture(init_image) if init_image is not None else None
+        sent = {
+            field: picture.read_picture(path)
+            for field, path in (("init_image", init_image), ("mask_image", mask))
+            if path is not None
+        }
         body: dict[str, Any] = {
             "prompt": prompt,
             "negative_prompt": negative,
@@ -122,14 +135,14 @@ def generate(
         fields = {name: value for name, value in body.items() if value is not None}
         target = picture.writable_target(output, chosen, prompt, uuid.uuid4().hex)
         with drawing(local, config, url, api_key) as draw:
-            pictures = draw(fields, start)
+            pictures = draw(fields, sent)
         for path in picture.write_pictures(target, pictures):
             typer.echo(path)
 
 
 @contextmanager
 def drawing(local: bool, config: Path | None, url: str, api_key: str | None) -> Iterator[Draw]:
-    """What turns fields and an initial picture into pictures: this process or a server."""
+    """What turns fields and pictures to start from into pictures: this process or a server."""
     if local:
         from deployments.cli.local import draw
 
@@ -139,12 +152,14 @@ def drawing(local: bool, config: Path | None, url: str, api_key: str | None) -> 
             yield functools.partial(remote_pictures, client)
 
 
-def remote_pictures(client: Client, fields: Fields, start: bytes | None = None) -> list[bytes]:
+def remote_pictures(
+    client: Client, fields: Fields, pictures: Mapping[str, bytes] | None = None
+) -> list[bytes]:
     """Submit, follow to the end with a progress bar, download. Ctrl-C cancels the task."""
     from deployments.cli.picture import data_url
     from deployments.cli.progress import ProgressLine
 
-    body = dict(fields) | ({"init_image": data_url(start)} if start is not None else {})
+    body = dict(fields) | {field: data_url(data) for field, data in (pictures or {}).items()}
     with ProgressLine() as line:
         task = client.submit(body)
         try:

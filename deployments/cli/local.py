@@ -18,7 +18,7 @@ from deployments.cli.progress import ProgressLine
 from deployments.tasks.image import ImageFields, ImageJob, ImageOrder
 from pipelines.engine.request import EngineEvent, ImageRequest, ImageResult
 from pipelines.errors import DaguerreError, InvalidRequest, ModelError
-from pipelines.images import decode_image, encode_image, fit_image
+from pipelines.images import decode_image, encode_image, fit_image, mask_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 
 STOP_S = 3.0
 """Ctrl-C is answered within this, though a step of a large picture may take longer."""
-START_KEY = "init_image"
-"""Stands where a server would name the initial picture's object."""
 
 
-def draw(fields: Mapping[str, Any], start: bytes | None, config: Path | None) -> list[bytes]:
-    """Encoded pictures of the native API's fields."""
+def draw(
+    fields: Mapping[str, Any], pictures: Mapping[str, bytes], config: Path | None
+) -> list[bytes]:
+    """Encoded pictures of the native API's fields, those that are pictures apart."""
     settings = load_settings(config)
     asked = dict(fields)
     asked.pop("priority", None)  # nobody else is waiting
@@ -42,7 +42,7 @@ def draw(fields: Mapping[str, Any], start: bytes | None, config: Path | None) ->
         known = ", ".join(settings.models)
         raise CliFault(f"there is no model {name!r}; configured: {known}", ExitCode.USAGE)
     try:
-        return _draw(asked, start, settings, name)
+        return _draw(asked, pictures, settings, name)
     except ValidationError as error:
         message = "the request was refused"
         raise CliFault(message, ExitCode.USAGE, details=field_lines(error)) from None
@@ -55,19 +55,31 @@ def draw(fields: Mapping[str, Any], start: bytes | None, config: Path | None) ->
 
 
 def _draw(
-    fields: Mapping[str, Any], start: bytes | None, settings: Settings, name: str
+    fields: Mapping[str, Any], pictures: Mapping[str, bytes], settings: Settings, name: str
 ) -> list[bytes]:
-    image = _start_image(start, settings) if start is not None else None
+    images = {field: _image(field, data, settings) for field, data in pictures.items()}
+    init = images.get("init_image")
     order = ImageFields.model_validate(fields).resolve(
-        settings, model=name, init_image=(START_KEY, image.size) if image else None
+        settings,
+        model=name,
+        # the fields stand where a server would name objects
+        init_image=("init_image", init.size) if init else None,
+        mask_key="mask_image" if "mask_image" in images else None,
     )
     with ProgressLine() as line:
         line.doing(f"loading model {name}")
         components = load(settings.models[name])
         job = job_of(order, components.default_size)
-        init = np.asarray(fit_image(image, job.width, job.height)) if image else None
-        max_rows = settings.models[name].max_rows
-        results = run(components, job.requests("local", init_image=init), line, max_rows=max_rows)
+        fitted = {
+            field: np.asarray(fit_image(image, job.width, job.height))
+            for field, image in images.items()
+        }
+        requests = job.requests(
+            "local",
+            init_image=fitted.get("init_image"),
+            mask=mask_of(fitted["mask_image"]) if "mask_image" in fitted else None,
+        )
+        results = run(components, requests, line, max_rows=settings.models[name].max_rows)
     return [
         encode_image(result.picture, job.output_format, job.parameters(index))[0]
         for index, result in enumerate(results)
@@ -134,5 +146,5 @@ def _result(future: Future[ImageResult]) -> ImageResult:
                 raise
 
 
-def _start_image(start: bytes, settings: Settings) -> Image:
-    return decode_image(start, max_pixels=settings.limits.max_input_pixels)
+def _image(field: str, data: bytes, settings: Settings) -> Image:
+    return decode_image(data, field=field, max_pixels=settings.limits.max_input_pixels)

@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from configs.settings import LimitSettings, ModelSettings, SchedulerName, Settings
+from configs.settings import LimitSettings, ModelSettings, ScheduleName, SchedulerName, Settings
 from deployments.tasks.model import Frozen
-from pipelines.engine.request import ImageRequest, Picture
+from pipelines.engine.request import ImageRequest, Mask, Picture
 from pipelines.errors import InvalidRequest
 
 MAX_SEED = 2**63 - 1
@@ -20,6 +20,22 @@ INPUT_PREFIX = "inputs/"
 """Where pictures that clients sent lie in the object store; removed by age alone."""
 OUTPUT_PREFIX = "results/"
 """Where finished pictures lie; removed with their task, and by age if no task names them."""
+
+MAX_CLIP_SKIP = 11
+"""The text encoders of Stable Diffusion have 12 layers, of which one must be left."""
+
+_FINE = {
+    *(
+        "schedule",
+        "eta",
+        "prompt_weighting",
+        "long_prompt",
+        "clip_skip",
+        "guidance_rescale",
+        "guidance_interval",
+    ),
+}
+"""Fields that stand in a picture's metadata only where they were used."""
 
 T = TypeVar("T")
 OutputFormat = Literal["png", "jpeg", "webp"]
@@ -85,6 +101,27 @@ class ImageFields(BaseModel):
     output_format: Literal["png", "jpg", "jpeg", "webp"] | None = Field(
         "png", description="File format of the pictures."
     )
+    schedule: ScheduleName | None = Field(
+        "default", description="Spacing of the noise levels; not every sampler takes every one."
+    )
+    eta: Real | None = Field(
+        0.0, ge=0, le=1, description="Noise added at each step, by DDIM and TCD alone."
+    )
+    prompt_weighting: bool | None = Field(
+        False, description="Read `(word:1.2)`, `((word))` and `[word]` in prompts as emphasis."
+    )
+    long_prompt: bool | None = Field(
+        False, description="Read prompts beyond 75 tokens, in parts; else the rest is cut off."
+    )
+    clip_skip: Whole | None = Field(
+        0, ge=0, le=MAX_CLIP_SKIP, description="Last layers of the text encoder to leave out."
+    )
+    guidance_rescale: Real | None = Field(
+        0.0, ge=0, le=1, description="Against overexposed pictures at high guidance; 0.7 is usual."
+    )
+    guidance_interval: tuple[Real, Real] | None = Field(
+        (0.0, 1.0), description="From and to which share of the steps guidance is on."
+    )
 
     def resolve(
         self,
@@ -92,11 +129,13 @@ class ImageFields(BaseModel):
         *,
         model: str,
         init_image: tuple[str, Size] | None = None,
+        mask_key: str | None = None,
     ) -> ImageOrder:
         """The order these fields mean, every default but an unknown native size filled in.
 
         `init_image` is the object key and the size of the picture to start from; its size rules,
-        whatever `width` and `height` say. Raises InvalidRequest naming field, limit and value.
+        whatever `width` and `height` say; `mask_key` is the object key of its mask. Raises
+        InvalidRequest naming field, limit and value.
         """
         preset, limits = settings.models[model], settings.limits
         num_images = _or(self.num_images, 1)
@@ -110,6 +149,9 @@ class ImageFields(BaseModel):
         _within("guidance_scale", guidance, 0, limits.max_guidance_scale)
         _within("strength", strength, 0, 1)
         _within("seed", seed, 0, MAX_SEED - (num_images - 1))
+        interval = _interval(_or(self.guidance_interval, (0.0, 1.0)))
+        if mask_key is not None and init_image is None:
+            raise InvalidRequest("mask_image", "mask_image needs an init_image, given none")
         key, size = init_image or (None, None)
         width, height = _init_size(size, limits) if size else self._size(preset, limits)
         return ImageOrder(
@@ -123,7 +165,15 @@ class ImageFields(BaseModel):
             scheduler=self.scheduler or preset.scheduler,
             seed=seed,
             init_image_key=key,
+            mask_image_key=mask_key,
             strength=strength,
+            schedule=_or(self.schedule, "default"),
+            eta=_or(self.eta, 0.0),
+            prompt_weighting=_or(self.prompt_weighting, False),
+            long_prompt=_or(self.long_prompt, False),
+            clip_skip=_or(self.clip_skip, 0),
+            guidance_rescale=_or(self.guidance_rescale, 0.0),
+            guidance_interval=interval,
             output_format=_format(self.output_format),
             model=model,
         )
@@ -162,6 +212,14 @@ class ImageOrder(Frozen):
     scheduler: SchedulerName
     seed: int = Field(ge=0, le=MAX_SEED, description="Of picture 0; picture i has seed + i.")
     init_image_key: str | None = None
+    mask_image_key: str | None = None
+    schedule: ScheduleName = "default"
+    eta: float = Field(0.0, ge=0, le=1)
+    prompt_weighting: bool = False
+    long_prompt: bool = False
+    clip_skip: int = Field(0, ge=0, le=MAX_CLIP_SKIP)
+    guidance_rescale: float = Field(0.0, ge=0, le=1)
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
     strength: float = Field(0.75, ge=0, le=1, description="Used with an initial picture only.")
     output_format: OutputFormat = "png"
     model: str
@@ -195,7 +253,12 @@ class ImageJob(ImageOrder):
         return cls(**values)
 
     def requests(
-        self, prefix: str, *, init_image: Picture | None = None, priority: int = 0
+        self,
+        prefix: str,
+        *,
+        init_image: Picture | None = None,
+        mask: Mask | None = None,
+        priority: int = 0,
     ) -> list[ImageRequest]:
         """One engine request a picture, with ids `<prefix>.<index>`; picture i has seed + i."""
         return [
@@ -210,7 +273,15 @@ class ImageJob(ImageOrder):
                 scheduler=self.scheduler,
                 seed=self.seed + index,
                 init_image=init_image,
+                mask=mask,
                 strength=self.strength,
+                schedule=self.schedule,
+                eta=self.eta,
+                prompt_weighting=self.prompt_weighting,
+                long_prompt=self.long_prompt,
+                clip_skip=self.clip_skip,
+                guidance_rescale=self.guidance_rescale,
+                guidance_interval=self.guidance_interval,
                 priority=priority,
             )
             for index in range(self.num_images)
@@ -221,6 +292,7 @@ class ImageJob(ImageOrder):
         kept = {"prompt", "negative_prompt", "width", "height", "num_inference_steps"}
         kept |= {"guidance_scale", "scheduler", "model"}
         values = self.model_dump(include=kept) | {"seed": self.seed + index}
+        values |= self.model_dump(include=_FINE, exclude_defaults=True, mode="json")
         return values | {"strength": self.strength} if self.init_image_key else values
 
 
@@ -251,6 +323,16 @@ def _short(limits: LimitSettings, **texts: str) -> None:
 def _within(field: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:
         raise InvalidRequest(field, f"{field} must be {low} to {high}, given {str(value)[:40]}")
+
+
+def _interval(given: tuple[float, float]) -> tuple[float, float]:
+    begin, end = given
+    if not 0 <= begin <= end <= 1:
+        raise InvalidRequest(
+            "guidance_interval",
+            f"guidance_interval must be two rising numbers of 0 to 1, given {begin}, {end}",
+        )
+    return given
 
 
 def _init_size(size: Size, limits: LimitSettings) -> Size:

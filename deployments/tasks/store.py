@@ -278,18 +278,21 @@ class TaskStore:
 
     # Events
 
-    async def events(self, task_id: str, *, after: str = "0", block_s: float = 2.0) -> Events:
+    async def events(
+        self, task_id: str, *, after: str = "0", block_s: float = 2.0, watch: bool = True
+    ) -> Events:
         """What happened after that event id, waiting up to `block_s` if nothing did.
 
-        Progress and previews are only made for a task whose events were asked for within the last
+        Progress and previews are only made for a task that was watched within the last
         WATCH_TTL_S. Raises InvalidRequest for an `after` that is no event id.
         """
         if not _EVENT_ID.fullmatch(after):
             raise InvalidRequest("after", f"after must be an event id such as 0 or 17-0: {after!r}")
-        async with store_errors():
-            await self._commands.set(
-                self._script.key(f"watch:{task_id}"), 1, px=int(WATCH_TTL_S * 1000)
-            )
+        if watch:
+            async with store_errors():
+                await self._commands.set(
+                    self._script.key(f"watch:{task_id}"), 1, px=int(WATCH_TTL_S * 1000)
+                )
         entries = await self._read(f"events:{task_id}", after, block_s)
         found = (read_event(event_id, fields) for event_id, fields in entries)
         return [event for event in found if event is not None]

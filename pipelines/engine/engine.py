@@ -146,7 +146,7 @@ class Engine:
         for job, state in self._each_or_alone(self._diffusion.prepare, jobs):
             job.state = state
             job.prepared_at = time.monotonic()
-            self._report(EngineEvent(job.request.id, EventKind.STARTED, 0, len(state.timesteps)))
+            self._report(EngineEvent(job.request.id, EventKind.STARTED, 0, state.steps))
             self._after_step(job)
 
     def _each_or_alone(
@@ -169,7 +169,7 @@ class Engine:
         if not batch:
             return
         states = [state for _, state in batch]
-        self.batch_rows = sum(row_count(state.request) for state in states)
+        self.batch_rows = sum(state.rows for state in states)
         try:
             self._diffusion.advance(states, self._diffusion.denoise(states))
         except Exception as error:
@@ -178,7 +178,7 @@ class Engine:
                 state.error = _explain(f"a step of {self.batch_rows} rows", error)
         for job, state in batch:
             if state.error is None:
-                steps = len(state.timesteps)
+                steps = state.steps
                 event = EngineEvent(job.request.id, EventKind.STEP, state.step_index, steps)
                 self._report(event)
             self._after_step(job)
@@ -186,7 +186,10 @@ class Engine:
     def _after_step(self, job: _Job) -> None:
         """Ends a failed request; one with no steps left gives its rows back and awaits the VAE."""
         state = job.state
-        if state is None or (state.error is None and not state.done):
+        if state is None:
+            return
+        if state.error is None and not state.done:
+            self.scheduler.shrink(job.request.id, state.most_rows)
             return
         if state.error is not None:
             self._fail(job, _explain(f"step {state.step_index}", state.error))
@@ -234,7 +237,7 @@ class Engine:
                 state.request.id,
                 EventKind.PREVIEW,
                 state.step_index,
-                len(state.timesteps),
+                state.steps,
                 picture,
             )
             self._report(event)

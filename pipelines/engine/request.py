@@ -10,6 +10,8 @@ import numpy.typing as npt
 
 Picture = npt.NDArray[np.uint8]
 """height x width x 3, RGB, 0-255."""
+Mask = npt.NDArray[np.uint8]
+"""height x width; 255 is repainted, 0 is kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,13 +33,32 @@ class ImageRequest:
     guidance_scale: float
     """Classifier-free guidance; 1.0 or less turns it off (one UNet row instead of two)."""
     scheduler: str
-    """A diffusers class name, one of `pipelines.samplers.SAMPLERS`."""
+    """One of `pipelines.samplers.SAMPLERS`: most are diffusers class names."""
+    schedule: str = "default"
+    """The spacing of the noise levels, one of `pipelines.sampler_schedule.SCHEDULES`."""
+    eta: float = 0.0
+    """0..1: noise added at each step; only DDIM and TCD have it."""
     seed: int
     """0 .. 2**63-1; noise comes from a CPU generator, so a seed means the same on every device."""
     init_image: Picture | None = field(default=None, repr=False)
     """With a picture (already width x height) the request is image-to-image."""
     strength: float = 1.0
     """Image-to-image only, 0..1: the share of the steps that is run."""
+    mask: Mask | None = field(default=None, repr=False)
+    """Inpainting: which pixels of `init_image` to draw anew, those from 128 up. Where it is 0 the
+    picture keeps the very bytes of `init_image`; in between, it is mixed with them."""
+    prompt_weighting: bool = False
+    """Both prompts are read as emphasis, `(a:1.2)`, `((a))`, `[a]`; else they are plain text."""
+    long_prompt: bool = False
+    """Prompts go on past 75 tokens, in chunks of 75, which BREAK ends early where prompts are
+    weighted; else they are cut there."""
+    clip_skip: int = 0
+    """Last layers of the text encoders left out of the prompt; the negative prompt uses all."""
+    guidance_rescale: float = 0.0
+    """0..1: how far guided noise gets back the deviation of unguided (Lin et al., 2024, 3.4)."""
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    """Guidance is on from the first to the second of these shares of the steps, each 0..1; outside
+    it a step takes one UNet row."""
     priority: int = 0
     """Higher is admitted first."""
 

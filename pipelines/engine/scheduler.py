@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import bisect
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Ticket:
     id: str
     key: BatchKey
     rows: int
-    """UNet rows of each of its steps: 2 with guidance, else 1."""
+    """UNet rows of its dearest step: 2 with guidance, else 1."""
     priority: int = 0
 
 
@@ -108,6 +108,21 @@ class Scheduler:
             self.waiting_rows -= lane.waiting.pop(at)[2].rows
         if not lane.running and not lane.waiting:
             del self._lanes[key]
+
+    def shrink(self, request_id: str, rows: int) -> None:
+        """Gives back rows of a running request that none of its coming steps takes.
+
+        Rows are reserved for the dearest step to come: a request never waits for a row in its
+        midst, and the cap holds at every step.
+        """
+        lane = self._lanes[self._keys[request_id]]
+        ticket = lane.running[request_id]
+        freed = ticket.rows - rows
+        if not 0 <= freed < ticket.rows:
+            raise ValueError(f"request {request_id!r} has {ticket.rows} rows, cannot keep {rows}")
+        lane.running[request_id] = replace(ticket, rows=rows)
+        lane.rows -= freed
+        self.rows -= freed
 
     def _end(self, key: BatchKey, lane: _Lane, ticket: Ticket) -> None:
         self.running -= 1

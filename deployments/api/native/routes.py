@@ -24,8 +24,7 @@ from deployments.api.route import KeyedRoute, OwnerDep, ServicesDep, base_url
 from deployments.tasks.model import Task
 
 MAX_PAGE = 200
-MAX_STREAMS = 400
-"""Of one replica: each holds one of its store connections and one of its places at Serve."""
+MAX_WAIT_S = 30.0
 
 health_router = APIRouter(tags=["health"])
 router = APIRouter(prefix="/api/v1", route_class=KeyedRoute, tags=["images"])
@@ -114,10 +113,22 @@ async def list_tasks(
     | responses.ok("The task.", **{k.replace(" ", "_"): v for k, v in examples.TASKS.items()}),
 )
 async def get_task(
-    task_id: str, request: Request, services: ServicesDep, owner: OwnerDep
+    task_id: str,
+    request: Request,
+    services: ServicesDep,
+    owner: OwnerDep,
+    wait_s: Annotated[
+        float, Query(ge=0, le=MAX_WAIT_S, description="Answer once it has ended, or after this.")
+    ] = 0,
 ) -> TaskView:
-    """Its status, and once it is completed the addresses of its pictures."""
-    return await _view(await services.task(task_id, owner), request, services)
+    """Its status, and once it is completed the addresses of its pictures.
+
+    With `wait_s` one call does what many would: it answers as soon as the task has ended.
+    """
+    task = await services.task(task_id, owner)
+    if wait_s:
+        task = await services.wait(task, owner, wait_s)
+    return await _view(task, request, services)
 
 
 @router.delete(
@@ -198,7 +209,7 @@ async def watch_task(
 ) -> StreamingResponse:
     """Status, progress and previews as they happen."""
     task = await services.task(task_id, owner)
-    if services.streams >= MAX_STREAMS:
+    if services.full:
         raise TooManyStreams
     stream = follow(services, task, owner, start_of(last_event_id), base_url(request))
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}

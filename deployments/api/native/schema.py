@@ -50,6 +50,11 @@ class GenerateBody(ImageFields):
         None,
         description="Picture to start from: a base64 data URL of a PNG, JPEG or WebP file.",
     )
+    mask_image: str | None = Field(
+        None,
+        description="Inpainting: what to repaint of `init_image` (white) and what to keep (black); "
+        "a base64 data URL, scaled to the picture.",
+    )
     callback_url: Text | None = Field(
         None, max_length=2048, description="The result is posted here when the task has ended."
     )
@@ -82,6 +87,7 @@ class GenerateBody(ImageFields):
             fields=ImageFields(**self.model_dump(include=set(ImageFields.model_fields))),
             model=self.model,
             init_image=self.init_image,
+            mask_image=self.mask_image,
             priority=self.priority or 0,
             delay_s=self.delay_s or 0.0,
             callback_url=self.callback_url,

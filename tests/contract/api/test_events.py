@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from deployments.api import services
 from deployments.api.auth import ANONYMOUS
 from deployments.api.native import events as native_events
 from deployments.api.native import examples
-from deployments.api.native import routes as native_routes
 from deployments.storage.store import StorageUnavailable
 from deployments.tasks.exchange import Beat
 from deployments.tasks.model import Progress
@@ -148,7 +148,7 @@ async def test_an_attempt_that_failed_and_is_tried_again_does_not_end_the_stream
 
 
 async def test_no_more_streams_than_may_be_are_open_and_a_closed_one_makes_room(api, monkeypatch):
-    monkeypatch.setattr(native_routes, "MAX_STREAMS", 1)
+    monkeypatch.setattr(services, "MAX_STREAMS", 1)
     task_id = await api.submit()
     async with watching(api, task_id):
         answer = await api.http.get(f"/api/v1/tasks/{task_id}/events")

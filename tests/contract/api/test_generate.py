@@ -121,6 +121,32 @@ async def test_an_initial_picture_is_kept_in_the_store_and_rules_the_size(api, p
     assert "base64" not in str(job)
 
 
+async def test_a_mask_is_kept_beside_its_picture(api, png, data_url):
+    mask = png("png", (90, 80))
+    await api.submit(
+        init_image=data_url(png("jpeg", (203, 100)), "jpeg"), mask_image=data_url(mask)
+    )
+    job = (await api.claim()).task.input
+    assert await api.services.objects.get(job["mask_image_key"]) == mask
+    assert (job["width"], job["height"]) == (200, 96)
+
+
+async def test_finer_control_of_guidance_and_prompts_reaches_the_worker(api):
+    fine = {
+        "scheduler": "UniPCMultistepScheduler",
+        "schedule": "karras",
+        "eta": 0.5,
+        "prompt_weighting": True,
+        "long_prompt": True,
+        "clip_skip": 1,
+        "guidance_rescale": 0.7,
+        "guidance_interval": [0.1, 0.8],
+    }
+    await api.submit(**fine)
+    job = (await api.claim()).task.input
+    assert {name: job[name] for name in fine} == fine
+
+
 async def test_a_large_initial_picture_is_brought_under_the_limits(open_api, png, data_url):
     api = await open_api(limits={"max_side_px": 512, "max_pixels": 512 * 256})
     await api.submit(init_image=data_url(png(size=(2000, 1000))))

@@ -5,7 +5,10 @@ from itertools import chain
 
 import pytest
 
+from deployments.api import services
 from deployments.api.upkeep import Upkeep
+from deployments.tasks.exchange import Beat
+from deployments.tasks.model import Progress
 
 GONE = "00000000-0000-4000-8000-000000000000"
 
@@ -167,3 +170,47 @@ async def test_an_expired_task_is_gone_with_its_picture(open_api):
     await Upkeep(api.services).sweep()
     assert (await api.http.get(f"/api/v1/tasks/{task_id}")).status_code == 404
     assert (await api.http.get(url)).status_code == 404
+
+
+async def test_a_call_that_waits_answers_as_soon_as_the_task_has_ended(api):
+    task_id = await api.submit()
+    url = f"/api/v1/tasks/{task_id}"
+    waiting = asyncio.create_task(api.http.get(url, params={"wait_s": 20}))
+    claimed = await api.claim()
+    assert not (await asyncio.wait([waiting], timeout=0.3))[0]
+    await api.finish(claimed)
+    answer = await asyncio.wait_for(waiting, 5)
+    assert answer.json()["status"] == "completed"
+    assert api.services.streams == 0
+
+
+async def test_a_call_that_waited_long_enough_answers_with_the_task_as_it_is(api):
+    task_id = await api.submit()
+    answer = await api.http.get(f"/api/v1/tasks/{task_id}", params={"wait_s": 0.2})
+    assert answer.json()["status"] == "pending"
+
+
+async def test_waiting_for_a_task_makes_no_progress_events(api):
+    task_id = await api.submit()
+    claimed = await api.claim()
+    await api.http.get(f"/api/v1/tasks/{task_id}", params={"wait_s": 0.2})
+    renewal = await api.services.store.renew(
+        [Beat(claim=claimed.claim, progress=Progress(step=1, steps=25))]
+    )
+    assert task_id not in renewal.watched
+
+
+async def test_where_too_many_wait_a_call_answers_at_once(api, monkeypatch):
+    monkeypatch.setattr(services, "MAX_STREAMS", 0)
+    task_id = await api.submit()
+    answer = await asyncio.wait_for(
+        api.http.get(f"/api/v1/tasks/{task_id}", params={"wait_s": 20}), 5
+    )
+    assert answer.json()["status"] == "pending"
+
+
+@pytest.mark.parametrize("wait_s", ["-1", "31", "nan", "soon"])
+async def test_a_bad_wait_is_refused_by_name(api, wait_s):
+    answer = await api.http.get(f"/api/v1/tasks/{GONE}", params={"wait_s": wait_s})
+    assert answer.status_code == 422
+    assert answer.json()["detail"][0]["loc"] == ["query", "wait_s"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
 from collections.abc import Callable
 from pathlib import Path
@@ -16,8 +17,14 @@ import transformers
 from PIL import Image
 
 from pipelines.components import Components, load_components
-from pipelines.engine.request import ImageRequest, Picture
+from pipelines.engine.request import ImageRequest, Mask, Picture
+from pipelines.samplers import SAMPLERS
 
+SCHEDULE_OPTIONS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "karras": {"use_karras_sigmas": True},
+    "sgm_uniform": {"timestep_spacing": "trailing"},
+}
 BETAS = {
     "num_train_timesteps": 1000,
     "beta_start": 0.00085,
@@ -104,6 +111,15 @@ def components(request: pytest.FixtureRequest) -> Components:
 
 
 @pytest.fixture(scope="session")
+def inpainting(components: Components) -> Components:
+    """Each architecture with a UNet that takes mask and masked image: nine channels."""
+    torch.manual_seed(3)
+    config = dict(components.unet.config) | {"in_channels": 9}
+    unet = _lively(diffusers.UNet2DConditionModel.from_config(config)).eval().requires_grad_(False)
+    return dataclasses.replace(components, name=f"{components.name}-inpaint", unet=unet)
+
+
+@pytest.fixture(scope="session")
 def make_request() -> Callable[..., ImageRequest]:
     """Requests with defaults, and an id of their own."""
     numbers = itertools.count()
@@ -139,55 +155,90 @@ def init_image() -> Callable[..., Picture]:
 
 
 @pytest.fixture(scope="session")
-def plain_diffusers(
-    sd_folder: Path, xl_folder: Path
-) -> Callable[[Components, ImageRequest], Picture]:
-    """Draws one request with nothing but the diffusers pipeline that a user would call."""
-    pipes: dict[tuple[str, bool], Any] = {}
-    schedulers: dict[tuple[str, str], Any] = {}
+def mask() -> Callable[..., Mask]:
+    """A disc to repaint with a grey edge, off the middle, and the right border."""
 
-    def pipe_for(components: Components, image: bool) -> Any:
-        key = (components.name, image)
+    def make(width: int = 64, height: int = 64) -> Mask:
+        y, x = np.mgrid[0:height, 0:width]
+        distance = np.hypot(x - 0.4 * width, y - 0.55 * height)
+        levels: Mask = (np.clip(24 - distance, 0, 4) / 4 * 255).astype(np.uint8)
+        levels[:, -11:] = 255
+        return levels
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def plain_diffusers(sd_folder: Path, xl_folder: Path) -> Callable[..., Picture]:
+    """Draws one request with nothing but the diffusers pipeline that a user would call.
+
+    Keyword arguments go to the pipeline in place of the request's own.
+    """
+    pipes: dict[tuple[str, str], Any] = {}
+    schedulers: dict[tuple[str, ...], Any] = {}
+
+    def pipe_for(components: Components, mode: str) -> Any:
+        key = (components.name, mode)
         if key not in pipes:
-            kinds = {
-                ("tiny-sd", False): diffusers.StableDiffusionPipeline,
-                ("tiny-sd", True): diffusers.StableDiffusionImg2ImgPipeline,
-                ("tiny-xl", False): diffusers.StableDiffusionXLPipeline,
-                ("tiny-xl", True): diffusers.StableDiffusionXLImg2ImgPipeline,
-            }
+            family = "StableDiffusionXL" if components.is_xl else "StableDiffusion"
             folder = xl_folder if components.is_xl else sd_folder
-            pipe = kinds[key].from_pretrained(folder)
+            pipe = getattr(diffusers, f"{family}{mode}Pipeline").from_pretrained(folder)
+            if components.in_channels == 9:
+                pipe.register_modules(unet=components.unet)
+            if not components.is_xl:
+                # diffusers looks for the norm of skipped layers where transformers 4 had it
+                vars(pipe.text_encoder)["text_model"] = pipe.text_encoder
             pipe.set_progress_bar_config(disable=True)
             pipes[key] = (pipe, pipe.scheduler.config)
         return pipes[key]
 
-    def scheduler_for(name: str, config: Any) -> Any:
-        key = (name, repr(config))
+    def scheduler_for(request: ImageRequest, config: Any) -> Any:
+        key = (request.scheduler, request.schedule, repr(config))
         if key not in schedulers:
-            schedulers[key] = getattr(diffusers, name).from_config(config)
+            sampler = SAMPLERS[request.scheduler]
+            options = sampler.options | SCHEDULE_OPTIONS[request.schedule]
+            schedulers[key] = sampler.scheduler_class.from_config(config, **options)
         return copy.deepcopy(schedulers[key])
 
-    def draw(components: Components, request: ImageRequest) -> Picture:
-        pipe, own_config = pipe_for(components, request.init_image is not None)
+    def draw(components: Components, request: ImageRequest, **changes: Any) -> Picture:
+        pipe, own_config = pipe_for(components, _mode(request))
         config = own_config
         if components.scheduler_config != own_config:  # a test's variant of the checkpoint
             config = diffusers.configuration_utils.FrozenDict(components.scheduler_config)
-        pipe.scheduler = scheduler_for(request.scheduler, config)
-        size: dict[str, Any] = {"width": request.width, "height": request.height}
-        if request.init_image is not None:
-            size = {"image": Image.fromarray(request.init_image), "strength": request.strength}
-        output = pipe(
-            prompt=request.prompt,
-            negative_prompt=request.negative_prompt or None,
-            num_inference_steps=request.num_inference_steps,
-            guidance_scale=request.guidance_scale,
-            generator=torch.Generator("cpu").manual_seed(request.seed),
-            output_type="pil",
-            **size,
-        )
-        return np.asarray(output.images[0])
+        pipe.scheduler = scheduler_for(request, config)
+        return np.asarray(pipe(**(_arguments(request) | changes)).images[0])
 
     return draw
+
+
+def _arguments(request: ImageRequest) -> dict[str, Any]:
+    """What a user gives to the diffusers pipeline for this request."""
+    arguments: dict[str, Any] = {
+        "prompt": request.prompt,
+        "negative_prompt": request.negative_prompt or None,
+        "num_inference_steps": request.num_inference_steps,
+        "guidance_scale": request.guidance_scale,
+        "clip_skip": request.clip_skip or None,
+        "eta": request.eta,
+        "generator": torch.Generator("cpu").manual_seed(request.seed),
+        "output_type": "pil",
+    }
+    if request.init_image is None or request.mask is not None:
+        arguments |= {"width": request.width, "height": request.height}
+    if request.init_image is not None:
+        arguments |= {"image": Image.fromarray(request.init_image), "strength": request.strength}
+    if request.mask is not None:
+        arguments |= {"mask_image": Image.fromarray(request.mask)}
+    if request.guidance_rescale:  # not every pipeline knows it
+        arguments |= {"guidance_rescale": request.guidance_rescale}
+    return arguments
+
+
+def _mode(request: ImageRequest) -> str:
+    """The middle of the name of the diffusers pipeline."""
+    if request.mask is not None:
+        return "Inpaint"
+    return "" if request.init_image is None else "Img2Img"
 
 
 def _unet(**kwargs: Any) -> diffusers.UNet2DConditionModel:

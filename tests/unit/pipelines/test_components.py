@@ -338,11 +338,22 @@ def test_weights_that_are_not_finite_are_refused_with_their_names(broken: Path) 
     assert "NaN or infinite" in message
 
 
-def test_an_inpainting_unet_is_refused(broken: Path) -> None:
-    unet = diffusers.UNet2DConditionModel.from_pretrained(broken, subfolder="unet")
-    wide = diffusers.UNet2DConditionModel.from_config(dict(unet.config) | {"in_channels": 9})
-    wide.save_pretrained(broken / "unet")
-    assert "takes 9 channels" in refusal(broken)
+def give_channels(folder: Path, channels: int) -> None:
+    unet = diffusers.UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
+    config = dict(unet.config) | {"in_channels": channels}
+    diffusers.UNet2DConditionModel.from_config(config).save_pretrained(folder / "unet")
+
+
+def test_an_inpainting_unet_of_nine_channels_loads(broken: Path) -> None:
+    give_channels(broken, 9)
+    index = broken / "model_index.json"
+    index.write_text(index.read_text().replace("DiffusionPipeline", "DiffusionInpaintPipeline"))
+    assert load_components(str(broken), device="cpu").in_channels == 9
+
+
+def test_an_edit_unet_is_refused(broken: Path) -> None:
+    give_channels(broken, 8)
+    assert "takes 8 channels" in refusal(broken)
 
 
 def test_a_text_encoder_of_another_class_is_refused(broken: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 
 from pipelines.components import Components
 from pipelines.diffusion import Diffusion, check_request
+from pipelines.diffusion.latents import scale
 from pipelines.engine.request import ImageRequest, Picture
 from pipelines.errors import InvalidRequest
 
@@ -27,11 +28,21 @@ MakeImage = Callable[..., Picture]
         ("num_inference_steps", -3, "-3"),
         ("num_inference_steps", 1001, "1001"),
         ("scheduler", "EulerScheduler", "EulerDiscreteScheduler"),
+        ("schedule", "linear", "sgm_uniform"),
+        ("eta", 1.5, "0..1"),
+        ("eta", math.nan, "nan"),
         ("guidance_scale", math.nan, "nan"),
         ("guidance_scale", math.inf, "inf"),
         ("strength", -0.1, "0..1"),
         ("strength", 1.5, "1.5"),
         ("strength", math.nan, "nan"),
+        ("guidance_rescale", -0.1, "0..1"),
+        ("guidance_rescale", math.nan, "nan"),
+        ("guidance_interval", (0.5, 0.2), "0.5, 0.2"),
+        ("guidance_interval", (0.0, 1.1), "0..1"),
+        ("guidance_interval", (math.nan, 1.0), "nan"),
+        ("clip_skip", -1, "0..2"),
+        ("clip_skip", 3, "got 3"),
         ("seed", -1, "2**63-1"),
         ("seed", 2**63, "9223372036854775808"),
         ("width", 60, "multiple of 8"),
@@ -49,6 +60,36 @@ def test_a_wrong_field_is_named_with_its_limit_and_value(
         check_request(make_request(**{field: value}), sd)
     assert caught.value.field == field
     assert says in str(caught.value)
+
+
+def test_sdxl_can_skip_one_layer_less(xl: Components, make_request: MakeRequest) -> None:
+    check_request(make_request(clip_skip=1), xl)
+    with pytest.raises(InvalidRequest, match=r"0\.\.1"):
+        check_request(make_request(clip_skip=2), xl)
+
+
+@pytest.mark.parametrize("field", ["prompt", "negative_prompt"])
+def test_a_weight_that_is_no_number_is_refused_where_weights_are_read(
+    sd: Components, make_request: MakeRequest, field: str
+) -> None:
+    fields: dict[str, Any] = {field: "a (cat:1.2.3)"}
+    check_request(make_request(**fields), sd)
+    with pytest.raises(InvalidRequest, match=r"1\.2\.3") as caught:
+        check_request(make_request(**fields, prompt_weighting=True), sd)
+    assert caught.value.field == field
+
+
+def test_a_schedule_the_sampler_cannot_take_is_refused(
+    sd: Components, make_request: MakeRequest
+) -> None:
+    for scheduler, schedule, steps in (
+        ("LCMScheduler", "karras", 4),
+        ("DPMSolverMultistepScheduler", "align_your_steps", 900),
+    ):
+        request = make_request(scheduler=scheduler, schedule=schedule, num_inference_steps=steps)
+        with pytest.raises(InvalidRequest, match=schedule) as refusal:
+            check_request(request, sd)
+        assert refusal.value.field == "schedule"
 
 
 def test_pndm_with_runge_kutta_steps_needs_four_steps(
@@ -150,8 +191,8 @@ def test_latents_with_a_mean_and_deviation_survive_the_round_trip(
     monkeypatch.setattr(xl.vae, "_internal_dict", type(xl.vae.config)(config | means))
     diffusion = Diffusion(xl)
     states = diffusion.prepare([request])
-    plain = Diffusion(dataclasses.replace(xl, is_xl=False))
-    assert not torch.equal(states[0].latents, plain._scale(states[0].latents))
+    plain = scale(dataclasses.replace(xl, is_xl=False), states[0].sampler.latents)
+    assert not torch.equal(scale(xl, states[0].sampler.latents), plain)
     (picture,) = diffusion.decode(states)
     assert np.abs(picture.astype(int) - expected.astype(int)).max() <= 1
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 
 from pipelines.components import Components
 from pipelines.engine.engine import Engine, Failure, Outcome
-from pipelines.engine.request import ImageRequest, ImageResult, Picture
+from pipelines.engine.request import ImageRequest, ImageResult, Mask, Picture
 from pipelines.samplers import SAMPLERS
 
 # diffusers' KDPM2 takes the numpy logarithm of torch tensors
@@ -19,6 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:Depre
 Plain = Callable[[Components, ImageRequest], Picture]
 MakeRequest = Callable[..., ImageRequest]
 MakeImage = Callable[..., Picture]
+MakeMask = Callable[..., Mask]
 
 
 def draw(
@@ -37,11 +39,12 @@ def draw(
     return {o.request_id: o.picture for o in outcomes if isinstance(o, ImageResult)}
 
 
-def levels_apart(picture: Picture, other: Picture) -> int:
-    """The largest difference of a channel, of 255; the pictures must have contrast."""
+def levels_apart(picture: Picture, other: Picture, mask: Mask | None = None) -> int:
+    """The largest difference of a channel, of 255, within the mask; there must be contrast."""
     assert picture.shape == other.shape
     assert other.std() > 30, "a flat picture would prove nothing"
-    return int(np.abs(picture.astype(int) - other.astype(int)).max())
+    difference = np.abs(picture.astype(int) - other.astype(int))
+    return int(difference.max() if mask is None else difference[mask == 255].max())
 
 
 @pytest.mark.parametrize("guidance_scale", [6.5, 1.0], ids=["cfg", "no-cfg"])
@@ -68,17 +71,48 @@ def test_a_request_alone_gives_the_picture_of_plain_diffusers(
     assert levels_apart(picture, plain_diffusers(components, request)) <= 1
 
 
+@pytest.mark.parametrize(
+    ("scheduler", "change"),
+    [
+        ("DPMSolverMultistepScheduler", {"schedule": "karras"}),
+        ("DPMSolverSDEMultistep", {"schedule": "karras"}),
+        ("EulerDiscreteScheduler", {"schedule": "sgm_uniform"}),
+        ("TCDScheduler", {"eta": 0.4}),
+        ("DDIMScheduler", {"eta": 0.7, "schedule": "sgm_uniform"}),
+    ],
+)
+@pytest.mark.parametrize("mode", ["txt2img", "img2img"])
+def test_a_schedule_and_an_eta_are_those_of_diffusers(
+    components: Components,
+    make_request: MakeRequest,
+    init_image: MakeImage,
+    plain_diffusers: Plain,
+    scheduler: str,
+    change: dict[str, Any],
+    mode: str,
+) -> None:
+    image = init_image() if mode == "img2img" else None
+    request = make_request(
+        scheduler=scheduler, init_image=image, strength=0.6, num_inference_steps=6, **change
+    )
+    picture = draw(components, [[request]])[request.id]
+    assert levels_apart(picture, plain_diffusers(components, request)) <= 1
+
+
 @pytest.mark.parametrize("seed", [1, 2])
 def test_every_picture_of_a_random_mix_is_that_of_plain_diffusers(
     components: Components,
     make_request: MakeRequest,
     init_image: MakeImage,
+    mask: MakeMask,
     plain_diffusers: Plain,
     seed: int,
 ) -> None:
     rng = random.Random(seed)
-    requests = [random_request(rng, scheduler, make_request, init_image) for scheduler in SAMPLERS]
-    requests += [random_request(rng, rng.choice(SAMPLERS), make_request, init_image) for _ in "123"]
+    requests = [
+        make_request(**random_fields(rng, scheduler, init_image, mask, is_xl=components.is_xl))
+        for scheduler in [*SAMPLERS, *rng.sample(list(SAMPLERS), 3)]
+    ]
     rng.shuffle(requests)
     arrivals = [requests[:2]]
     for request in requests[2:]:
@@ -88,32 +122,39 @@ def test_every_picture_of_a_random_mix_is_that_of_plain_diffusers(
     pictures = draw(components, arrivals, max_rows=rng.choice((6, 16)))
 
     apart = {
-        request.id: levels_apart(pictures[request.id], plain_diffusers(components, request))
+        request.id: levels_apart(
+            pictures[request.id], plain_diffusers(components, request), request.mask
+        )
         for request in requests
     }
     assert max(apart.values()) <= 1, apart
 
 
-def random_request(
-    rng: random.Random, scheduler: str, make_request: MakeRequest, init_image: MakeImage
-) -> ImageRequest:
+def random_fields(
+    rng: random.Random, scheduler: str, init_image: MakeImage, mask: MakeMask, *, is_xl: bool
+) -> dict[str, Any]:
     # 72 px makes an odd latent, whose size the UNet must be told when it upsamples
     width, height = rng.choice([(64, 64), (64, 64), (64, 72), (96, 64)])
     seed = rng.randrange(2**63)
-    steps = rng.randrange(4 if scheduler == "PNDMScheduler" else 2, 7)
-    return make_request(
-        scheduler=scheduler,
-        width=width,
-        height=height,
-        seed=seed,
-        prompt=rng.choice(["a red cat", "blue dog!", "", "word " * 100]),
-        negative_prompt=rng.choice(["", "", "ugly mat"]),
-        guidance_scale=rng.choice([0.0, 1.0, 1.5, 4.0, 7.5]),
-        num_inference_steps=steps,
-        init_image=init_image(width, height, seed % 97) if rng.random() < 0.5 else None,
-        strength=rng.choice([0.5, 0.8, 1.0]),
-        priority=rng.randrange(3),
-    )
+    mode = rng.choice(["txt2img", "img2img", "inpaint"])
+    # of the pipelines of SD only text-to-image rescales
+    rescales = (is_xl or mode == "txt2img") and rng.random() < 0.5
+    return {
+        "scheduler": scheduler,
+        "width": width,
+        "height": height,
+        "seed": seed,
+        "prompt": rng.choice(["a red cat", "blue dog!", "", "word " * 100]),
+        "negative_prompt": rng.choice(["", "", "ugly mat"]),
+        "guidance_scale": rng.choice([0.0, 1.0, 1.5, 4.0, 7.5]),
+        "guidance_rescale": 0.7 if rescales else 0.0,
+        "clip_skip": rng.choice([0, 1]),
+        "num_inference_steps": rng.randrange(4 if scheduler == "PNDMScheduler" else 2, 7),
+        "init_image": None if mode == "txt2img" else init_image(width, height, seed % 97),
+        "mask": mask(width, height) if mode == "inpaint" else None,
+        "strength": rng.choice([0.5, 0.8, 1.0]),
+        "priority": rng.randrange(3),
+    }
 
 
 def test_a_picture_is_the_same_bytes_whoever_else_is_in_the_batch(

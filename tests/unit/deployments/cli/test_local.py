@@ -25,14 +25,14 @@ def test_a_bad_request_is_refused_before_the_model_is_loaded(
     change: dict[str, object], field: str
 ) -> None:
     with pytest.raises(CliFault) as caught:
-        draw(FIELDS | change, None, None)
+        draw(FIELDS | change, {}, None)
     assert caught.value.code is ExitCode.USAGE
     assert field in "\n".join((str(caught.value), *caught.value.details))
 
 
 def test_a_damaged_initial_picture_is_a_usage_fault() -> None:
     with pytest.raises(CliFault, match="init_image") as caught:
-        draw(FIELDS, b"\x89PNG\r\n\x1a\nnonsense", None)
+        draw(FIELDS, {"init_image": b"\x89PNG\r\n\x1a\nnonsense"}, None)
     assert caught.value.code is ExitCode.USAGE
 
 
@@ -40,5 +40,5 @@ def test_a_model_that_is_not_there_is_told_by_name(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     file.write_text(f"models: {{mine: {{source: {tmp_path}/none}}}}\n")
     with pytest.raises(CliFault, match="mine cannot be loaded") as caught:
-        draw(FIELDS, None, file)
+        draw(FIELDS, {}, file)
     assert caught.value.code is ExitCode.FAILED

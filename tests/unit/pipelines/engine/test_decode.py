@@ -23,7 +23,7 @@ def apart(picture: Picture, other: Picture) -> int:
 def test_decodes_are_batched_but_no_step_decodes_more_than_one_chunk(
     sd: Components, make_request: MakeRequest, monkeypatch: pytest.MonkeyPatch, new_run: NewRun
 ) -> None:
-    monkeypatch.setattr("pipelines.diffusion.VAE_BATCH_PIXELS", 3 * 64 * 64)
+    monkeypatch.setattr("pipelines.diffusion.latents.VAE_BATCH_PIXELS", 3 * 64 * 64)
     run = new_run(sd)
     requests = [make_request(num_inference_steps=2, seed=i) for i in range(7)]
     running = make_request(num_inference_steps=9)

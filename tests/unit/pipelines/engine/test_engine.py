@@ -87,6 +87,23 @@ def test_rows_are_two_with_guidance_and_one_without(
     run.finish()
 
 
+def test_a_request_whose_guidance_is_over_makes_room_for_one_that_waits(
+    sd: Components, make_request: MakeRequest, new_run: NewRun, picture_alone: Alone
+) -> None:
+    run = new_run(sd, max_rows=3)
+    first = make_request(guidance_interval=(0.0, 0.5), num_inference_steps=4)
+    waits = make_request(num_inference_steps=2, seed=3)
+    run.add(first, waits)
+    rows = []
+    for _ in range(4):
+        run.steps(1)
+        rows.append(run.engine.batch_rows)
+    assert rows == [2, 2, 3, 3]
+    run.finish()
+    for request in (first, waits):
+        assert apart(run.result(request).picture, picture_alone(sd, request)) <= 1
+
+
 def test_a_canceled_request_gets_no_more_rows(
     sd: Components, make_request: MakeRequest, new_run: NewRun, picture_alone: Alone
 ) -> None:

@@ -14,6 +14,7 @@ from pipelines.diffusion import Diffusion, ImageState
 from pipelines.engine.engine import ComputationFailed
 from pipelines.engine.request import ImageRequest, Picture
 from pipelines.errors import NonFiniteOutput
+from pipelines.sampler_object import SchedulerState
 
 MakeRequest = Callable[..., ImageRequest]
 NewRun = Callable[..., Any]
@@ -41,12 +42,12 @@ def poison(
 
 
 def nan_latents(state: ImageState) -> None:
-    state.latents = torch.full_like(state.latents, torch.nan)
+    state.sampler.latents = torch.full_like(state.sampler.latents, torch.nan)
 
 
 def one_nan_latent(state: ImageState) -> None:
-    state.latents = state.latents.clone()
-    state.latents[0, 1, 2, 3] = torch.nan
+    state.sampler.latents = state.sampler.latents.clone()
+    state.sampler.latents[0, 1, 2, 3] = torch.nan
 
 
 def infinite_prompt(state: ImageState) -> None:
@@ -132,10 +133,12 @@ def test_a_request_whose_preparation_crashes_fails_alone(
 def test_a_sampler_that_crashes_fails_its_request_alone(
     sd: Components, make_request: MakeRequest, monkeypatch: pytest.MonkeyPatch, new_run: NewRun
 ) -> None:
-    victim, other = make_request(), make_request(seed=1)
+    # this checkpoint's config has DDIM clip, which no table can hold
+    victim, other = make_request(scheduler="DDIMScheduler"), make_request(seed=1)
 
     def break_sampler(state: ImageState) -> None:
-        state.sampler.num_inference_steps = None
+        assert isinstance(state.sampler, SchedulerState)
+        state.sampler.scheduler.num_inference_steps = None
 
     poison(monkeypatch, victim, break_sampler)
     run = new_run(sd)

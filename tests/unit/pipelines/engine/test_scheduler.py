@@ -92,6 +92,31 @@ def test_a_waiting_request_can_be_removed() -> None:
     assert (scheduler.rows, scheduler.running, scheduler.waiting) == (0, 0, 0)
 
 
+def test_rows_that_a_request_gives_back_are_there_for_the_next() -> None:
+    scheduler = Scheduler(4)
+    for name in "abc":
+        scheduler.add(ticket(name))
+    assert scheduler.schedule().batch == ("a", "b")
+    scheduler.shrink("a", 1)
+    assert scheduler.rows == 3
+    assert scheduler.schedule().batch == ("a", "b")
+    scheduler.shrink("b", 1)
+    scheduler.shrink("b", 1)
+    assert scheduler.schedule().batch == ("a", "b", "c")
+    for name in "abc":
+        scheduler.remove(name)
+    assert scheduler.rows == 0
+
+
+@pytest.mark.parametrize("rows", [0, 3])
+def test_a_request_keeps_one_row_and_gets_no_more_than_it_has(rows: int) -> None:
+    scheduler = Scheduler(4)
+    scheduler.add(ticket("a"))
+    scheduler.schedule()
+    with pytest.raises(ValueError, match="has 2 rows"):
+        scheduler.shrink("a", rows)
+
+
 def test_an_id_may_be_used_once_at_a_time() -> None:
     scheduler = Scheduler(16)
     scheduler.add(ticket("a"))

@@ -1,0 +1,111 @@
+"""What a request may ask of a checkpoint."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from pipelines.components import Components
+from pipelines.diffusion.sampling import request_table
+from pipelines.emphasis import parse_emphasis
+from pipelines.engine.request import ImageRequest
+from pipelines.errors import InvalidRequest
+from pipelines.samplers import SAMPLERS, max_steps, min_steps, supported_schedules
+
+
+def check_request(request: ImageRequest, components: Components) -> None:
+    """Raises InvalidRequest, with the field, the limit and the given value."""
+    _check_sampler(request, components)
+    _check_guidance(request)
+    if not 0 <= request.strength <= 1:  # also false for NaN
+        raise InvalidRequest("strength", f"strength must be 0..1, got {request.strength}")
+    if not 0 <= request.seed < 2**63:
+        raise InvalidRequest("seed", f"seed must be 0..2**63-1, got {request.seed}")
+    _check_prompts(request, components)
+    _check_size(request, components.size_multiple)
+    _check_images(request)
+    request_table(components, request)  # made here, it stalls no batch
+
+
+def _check_sampler(request: ImageRequest, components: Components) -> None:
+    if request.scheduler not in SAMPLERS:
+        names = ", ".join(SAMPLERS)
+        raise InvalidRequest(
+            "scheduler", f"scheduler must be one of {names}, got {request.scheduler!r}"
+        )
+    if request.schedule not in (known := supported_schedules(request.scheduler)):
+        raise InvalidRequest(
+            "schedule",
+            f"schedule must be one of {', '.join(known)} for {request.scheduler}, "
+            f"got {request.schedule!r}",
+        )
+    if not 0 <= request.eta <= 1:  # also false for NaN
+        raise InvalidRequest("eta", f"eta must be 0..1, got {request.eta}")
+    steps, config = request.num_inference_steps, components.scheduler_config
+    least, most = min_steps(request.scheduler, config), max_steps(request.scheduler, config)
+    if not least <= steps <= most:
+        raise InvalidRequest(
+            "num_inference_steps",
+            f"num_inference_steps must be {least}..{most} for {request.scheduler} and this model, "
+            f"got {steps}",
+        )
+
+
+def _check_guidance(request: ImageRequest) -> None:
+    if not math.isfinite(request.guidance_scale):
+        raise InvalidRequest(
+            "guidance_scale", f"guidance_scale must be finite, got {request.guidance_scale}"
+        )
+    if not 0 <= request.guidance_rescale <= 1:
+        raise InvalidRequest(
+            "guidance_rescale", f"guidance_rescale must be 0..1, got {request.guidance_rescale}"
+        )
+    start, stop = request.guidance_interval
+    if not 0 <= start <= stop <= 1:
+        raise InvalidRequest(
+            "guidance_interval",
+            f"guidance_interval must be two rising numbers in 0..1, got {start}, {stop}",
+        )
+
+
+def _check_prompts(request: ImageRequest, components: Components) -> None:
+    layers = min(encoder.config.num_hidden_layers for encoder in components.text_encoders)
+    # one layer is left at least; SDXL leaves one out to begin with
+    most = layers - (2 if components.is_xl else 1)
+    if not 0 <= request.clip_skip <= most:
+        raise InvalidRequest(
+            "clip_skip", f"clip_skip must be 0..{most} for this model, got {request.clip_skip}"
+        )
+    if not request.prompt_weighting:
+        return
+    for name in ("prompt", "negative_prompt"):
+        try:
+            parse_emphasis(getattr(request, name))
+        except ValueError as error:
+            raise InvalidRequest(name, f"weights in {name} must be finite numbers: {error}") from (
+                error
+            )
+
+
+def _check_size(request: ImageRequest, multiple: int) -> None:
+    for name, value in (("width", request.width), ("height", request.height)):
+        if value < multiple or value % multiple:
+            raise InvalidRequest(
+                name, f"{name} must be a positive multiple of {multiple}, got {value}"
+            )
+
+
+def _check_images(request: ImageRequest) -> None:
+    size = (request.height, request.width)
+    if request.mask is not None and request.init_image is None:
+        raise InvalidRequest("mask", "mask must come with an init_image, got None")
+    for name, image, shape in (
+        ("init_image", request.init_image, (*size, 3)),
+        ("mask", request.mask, size),
+    ):
+        if image is not None and (image.dtype != np.uint8 or image.shape != shape):
+            raise InvalidRequest(
+                name,
+                f"{name} must be uint8 of shape {shape}, got {image.dtype} of shape {image.shape}",
+            )

@@ -1,0 +1,146 @@
+"""One step of many requests: a UNet forward over all their rows, then each one's sampler."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch.nn import functional
+
+from pipelines.components import Components
+from pipelines.diffusion.state import ImageState, non_finite
+from pipelines.prompt import PromptEmbeds
+from pipelines.sampler_object import SchedulerState
+from pipelines.sampler_table import SamplerState, advance_rows
+
+
+class Row(NamedTuple):
+    """One row of the UNet's batch. Whatever differs between rows is found through it."""
+
+    state: ImageState
+    embeds: PromptEmbeds
+
+
+def denoise(parts: Components, states: Sequence[ImageState]) -> list[torch.Tensor]:
+    """The guided noise prediction of each state, 1 x C x H x W.
+
+    All states share one batch key. A state whose prediction is not finite gets its `error`.
+    """
+    order = sorted(range(len(states)), key=lambda i: not states[i].guided)
+    ordered = [states[i] for i in order]
+    # rows: the unconditional of those with guidance, then the conditional of all
+    rows = [Row(s, s.negative) for s in ordered if s.guided and s.negative is not None]
+    pairs = len(rows)
+    rows += [Row(state, state.positive) for state in ordered]
+    inputs = [_model_input(state, parts.dtype) for state in ordered]
+    times = [row.state.sampler.timestep for row in rows]
+    noise = parts.unet(
+        torch.cat(inputs[:pairs] + inputs),
+        torch.tensor(times, dtype=torch.float32, device=parts.device),
+        return_dict=False,
+        **_conditions(rows),
+    )[0]
+    uncond, cond = noise[:pairs], noise[pairs:]
+    predicted = torch.cat([_guide(ordered[:pairs], uncond, cond[:pairs]), cond[pairs:]])
+    finite = torch.isfinite(predicted).flatten(1).all(1).tolist()
+    result: list[torch.Tensor] = [predicted] * len(states)
+    for row, i in enumerate(order):
+        result[i] = predicted[row : row + 1]
+        if not finite[row]:
+            states[i].error = non_finite(states[i], "the UNet")
+    return result
+
+
+def advance(states: Sequence[ImageState], noise_preds: Sequence[torch.Tensor]) -> None:
+    """Moves each state one sampler step on; one that fails gets its `error`.
+
+    Those with tables go on together, and fail together.
+    """
+    pairs = zip(states, noise_preds, strict=True)
+    left = [(state, noise_pred) for state, noise_pred in pairs if state.error is None]
+    by_table = [(s, p) for s, p in left if isinstance(s.sampler, SamplerState)]
+    alone = [[(s, p)] for s, p in left if isinstance(s.sampler, SchedulerState)]
+    for group in [by_table, *alone]:
+        try:
+            _advance(group)
+        except Exception as error:
+            for state, _ in group:
+                state.error = error
+
+
+def _model_input(state: ImageState, dtype: torch.dtype) -> torch.Tensor:
+    scaled = state.sampler.model_input().to(dtype)
+    if state.extra_channels is None:
+        return scaled
+    return torch.cat([scaled, state.extra_channels], dim=1)
+
+
+def _conditions(rows: Sequence[Row]) -> dict[str, Any]:
+    """What the UNet is told beside latents and times."""
+    conditions: dict[str, Any] = _padded_tokens([row.embeds.tokens for row in rows])
+    pooled = [row.embeds.pooled for row in rows if row.embeds.pooled is not None]
+    time_ids = [row.state.time_ids for row in rows if row.state.time_ids is not None]
+    if pooled:
+        added = {"text_embeds": torch.cat(pooled), "time_ids": torch.cat(time_ids)}
+        conditions["added_cond_kwargs"] = added
+    return conditions
+
+
+def _padded_tokens(tokens: Sequence[torch.Tensor]) -> dict[str, Any]:
+    """Token embeddings of one length, with a mask of the padding only where there is some."""
+    lengths = [row.shape[1] for row in tokens]
+    longest = max(lengths)
+    if min(lengths) == longest:
+        return {"encoder_hidden_states": torch.cat(list(tokens))}
+    padded = [functional.pad(row, (0, 0, 0, longest - row.shape[1])) for row in tokens]
+    real = torch.arange(longest) < torch.tensor(lengths)[:, None]
+    return {
+        "encoder_hidden_states": torch.cat(padded),
+        "encoder_attention_mask": real.to(padded[0].device),
+    }
+
+
+def _guide(states: Sequence[ImageState], uncond: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
+    """Classifier-free guidance, each row by its own scale, and rescaled where a request asks."""
+    scale = _per_row([state.request.guidance_scale for state in states], uncond)
+    # rounded where a float times a half tensor is, so that half precision agrees too
+    mixed = uncond + (scale * (cond - uncond)).to(uncond.dtype)
+    shares = [state.request.guidance_rescale for state in states]
+    if not any(shares):
+        return mixed
+    share = _per_row(shares, uncond)
+    axes = tuple(range(1, mixed.ndim))
+    deviation = cond.std(axes, keepdim=True) / mixed.std(axes, keepdim=True)
+    rescaled = (share * (mixed * deviation)).to(mixed.dtype)
+    rescaled = rescaled + ((1 - share) * mixed).to(mixed.dtype)
+    return torch.where(share > 0, rescaled, mixed)
+
+
+def _per_row(values: Sequence[float], like: torch.Tensor) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float32, device=like.device).view(-1, 1, 1, 1)
+
+
+def _advance(group: Sequence[tuple[ImageState, torch.Tensor]]) -> None:
+    tables, noise_preds = [], []
+    for state, noise_pred in group:
+        if isinstance(state.sampler, SchedulerState):
+            state.sampler.advance(noise_pred)
+        else:
+            tables.append(state.sampler)
+            noise_preds.append(noise_pred)
+    if tables:
+        advance_rows(tables, noise_preds)
+    for state, _ in group:
+        _blend(state)
+
+
+def _blend(state: ImageState) -> None:
+    """Puts back what the mask keeps, with the noise that the next step expects."""
+    if (blend := state.blend) is None:
+        return
+    sampler, image = state.sampler, blend.image_latents
+    kept = sampler.noised(image, blend.noise)
+    sampler.latents = torch.where(blend.mask, sampler.latents, kept)
+    if sampler.x0 is not None:
+        sampler.x0 = torch.where(blend.mask, sampler.x0, image)

@@ -1,0 +1,84 @@
+"""The four verbs of the engine, over one checkpoint.
+
+Each equals what the diffusers pipelines (StableDiffusion and StableDiffusionXL, each with its
+img2img and inpaint) do for one request, whatever else is in the batch: all that varies belongs to
+the request's own state. Rows are never masked by multiplication, for 0 x NaN is NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from pipelines.components import Components
+from pipelines.diffusion.decode import decode, preview
+from pipelines.diffusion.denoise import advance, denoise
+from pipelines.diffusion.latents import vae_batch
+from pipelines.diffusion.prepare import prepare
+from pipelines.diffusion.state import ImageState
+from pipelines.engine.request import ImageRequest, Picture
+from pipelines.engine.scheduler import BatchKey
+from pipelines.prompt import PromptCache
+
+
+class Diffusion:
+    """The verbs. Run by one thread at a time, in inference mode."""
+
+    def __init__(self, components: Components) -> None:
+        self.components = components
+        self._prompts = PromptCache(components)
+
+    @property
+    def prompt_hits(self) -> int:
+        """Prompts whose embeddings were at hand. Any thread may read it."""
+        return self._prompts.hits
+
+    @property
+    def prompt_misses(self) -> int:
+        """Prompts that were encoded. Any thread may read it."""
+        return self._prompts.misses
+
+    def batch_key(self, request: ImageRequest) -> BatchKey:
+        """What this request must share with others to run beside them."""
+        parts = self.components
+        return BatchKey(
+            model=parts.name,
+            height=request.height // parts.vae_scale_factor,
+            width=request.width // parts.vae_scale_factor,
+            in_channels=parts.in_channels,
+            dtype=str(parts.dtype).removeprefix("torch."),
+        )
+
+    def prepare(self, requests: Sequence[ImageRequest]) -> list[ImageState]:
+        """Encodes prompts and pictures, all together, and draws the first noise of each.
+
+        Raises InvalidRequest for a prompt that is too long.
+        """
+        return prepare(self.components, self._prompts, requests)
+
+    def denoise(self, states: Sequence[ImageState]) -> list[torch.Tensor]:
+        """One UNet forward over all rows: the guided noise prediction of each, 1 x C x H x W.
+
+        All states share one batch key. A state whose prediction is not finite gets its `error`.
+        """
+        return denoise(self.components, states)
+
+    def advance(self, states: Sequence[ImageState], noise_preds: Sequence[torch.Tensor]) -> None:
+        """Moves each state one sampler step on. One that fails gets its `error`, others go on."""
+        advance(states, noise_preds)
+
+    def decode_limit(self, request: ImageRequest) -> int:
+        """How many pictures of this one's size go into one `decode`."""
+        return vae_batch(request.height, request.width)
+
+    def decode(self, states: Sequence[ImageState]) -> list[Picture]:
+        """Pictures of states of one size; those of inpainting keep what their mask keeps.
+
+        A state whose picture is not finite gets its `error`; its picture means nothing.
+        """
+        return decode(self.components, states)
+
+    def preview(self, states: Sequence[ImageState]) -> list[Picture]:
+        """As `decode`, of what the pictures are expected to become; changes no state."""
+        return preview(self.components, states)

@@ -1,0 +1,192 @@
+"""Requests to states: prompts and pictures encoded, all together, and the first noise of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from diffusers.utils.torch_utils import randn_tensor
+
+from pipelines.components import Components
+from pipelines.diffusion.latents import encode_pixels, scale, to_pixels
+from pipelines.diffusion.sampling import start_sampler
+from pipelines.diffusion.state import Blend, ImageState, guided
+from pipelines.engine.request import ImageRequest
+from pipelines.errors import InvalidRequest
+from pipelines.prompt import Prompt, PromptCache, PromptEmbeds, chunk_count
+
+MAX_CHUNKS = 16
+"""Of one prompt: every row of a batch carries as many tokens as the longest, if only as padding."""
+
+Kind = Literal["init", "masked"]
+Moments = Mapping[Kind, torch.Tensor]
+"""The VAE's posteriors of one request's pictures: the initial one, and what its mask keeps."""
+
+
+def prepare(
+    parts: Components, prompts: PromptCache, requests: Sequence[ImageRequest]
+) -> list[ImageState]:
+    """States at their first step. Raises InvalidRequest for a prompt that is too long."""
+    texts = [_texts(parts, request) for request in requests]
+    embeds = prompts.encode([text for mine in texts for text in mine.values()])
+    pictures = {
+        (i, kind): pixels
+        for i, request in enumerate(requests)
+        for kind, pixels in _pictures(parts, request).items()
+    }
+    moments = encode_pixels(parts, pictures)
+    states = []
+    for i, request in enumerate(requests):
+        mine = {field: embeds[text] for field, text in texts[i].items()}
+        rows = {kind: row for (j, kind), row in moments.items() if j == i}
+        states.append(_state(parts, request, *_conditioning(prompts, request, mine), rows))
+    return states
+
+
+def takes_mask(parts: Components) -> bool:
+    """Whether this is an inpainting checkpoint: its UNet gets mask and masked image as well."""
+    return parts.in_channels != int(parts.vae.config.latent_channels)
+
+
+# --- prompts ---------------------------------------------------------------------------------
+
+
+def _texts(parts: Components, request: ImageRequest) -> dict[str, Prompt]:
+    """The prompts to encode, by field."""
+    weighting, long = request.prompt_weighting, request.long_prompt
+    texts = {"prompt": Prompt(request.prompt, request.clip_skip, weighting, long)}
+    if guided(request) and not _zero_negative(parts, request):
+        # diffusers skips no layers for the negative prompt
+        texts["negative_prompt"] = Prompt(request.negative_prompt, 0, weighting, long)
+    for field, text in texts.items():
+        if long and (chunks := chunk_count(parts, text)) > MAX_CHUNKS:
+            raise InvalidRequest(
+                field, f"{field} must have at most {MAX_CHUNKS} chunks of 75 tokens, got {chunks}"
+            )
+    return texts
+
+
+def _zero_negative(parts: Components, request: ImageRequest) -> bool:
+    # an empty negative prompt means none, which diffusers spells negative_prompt=None
+    return not request.negative_prompt and parts.force_zeros_for_empty_prompt
+
+
+def _conditioning(
+    prompts: PromptCache, request: ImageRequest, embeds: Mapping[str, PromptEmbeds]
+) -> tuple[PromptEmbeds, PromptEmbeds | None]:
+    """What the two rows get, the shorter prompt filled up with empty chunks."""
+    positive, negative = embeds["prompt"], embeds.get("negative_prompt")
+    if not guided(request):
+        return positive, None
+    if negative is None:
+        return positive, positive.zeros()
+    length = max(positive.tokens.shape[1], negative.tokens.shape[1])
+    return (
+        _filled(prompts, positive, length, request.clip_skip),
+        _filled(prompts, negative, length, clip_skip=0),
+    )
+
+
+def _filled(
+    prompts: PromptCache, embeds: PromptEmbeds, length: int, clip_skip: int
+) -> PromptEmbeds:
+    if embeds.tokens.shape[1] == length:
+        return embeds
+    empty = Prompt("", clip_skip)
+    return embeds.padded(length, prompts.encode([empty])[empty])
+
+
+# --- pictures --------------------------------------------------------------------------------
+
+
+def _pictures(parts: Components, request: ImageRequest) -> dict[Kind, torch.Tensor]:
+    """The pixels that the VAE has to encode for this request."""
+    pictures: dict[Kind, torch.Tensor] = {}
+    inpaints = takes_mask(parts)
+    if request.init_image is not None and not (inpaints and request.strength == 1):
+        pictures["init"] = to_pixels(request.init_image)
+    if inpaints:
+        pictures["masked"] = _masked_pixels(request)
+    return pictures
+
+
+def _masked_pixels(request: ImageRequest) -> torch.Tensor:
+    """The initial picture, grey where it is repainted; that is everywhere, without a mask."""
+    if request.init_image is None or request.mask is None:
+        return torch.zeros(3, request.height, request.width)
+    return to_pixels(request.init_image) * torch.from_numpy(request.mask < 128)
+
+
+def _latent_mask(parts: Components, request: ImageRequest) -> torch.Tensor:
+    """1 x 1 x height x width of the latents: True where the nearest pixel is repainted."""
+    factor = parts.vae_scale_factor
+    if request.mask is None:
+        size = (1, 1, request.height // factor, request.width // factor)
+        return torch.ones(size, dtype=torch.bool, device=parts.device)
+    return torch.from_numpy(request.mask[::factor, ::factor] >= 128)[None, None].to(parts.device)
+
+
+# --- states ----------------------------------------------------------------------------------
+
+
+def _state(
+    parts: Components,
+    request: ImageRequest,
+    positive: PromptEmbeds,
+    negative: PromptEmbeds | None,
+    moments: Moments,
+) -> ImageState:
+    generator = torch.Generator("cpu").manual_seed(request.seed)
+    # the order of draws is diffusers': the posterior's sample, the noise, the masked posterior's
+    image = _sample(parts, moments["init"], generator) if "init" in moments else None
+    noise = _noise(parts, request, generator)
+    sampler = start_sampler(parts, request, generator, image, noise)
+    state = ImageState(
+        request=request,
+        sampler=sampler,
+        positive=positive,
+        negative=negative,
+        guided_steps=_guided_steps(request, sampler.steps),
+        time_ids=_time_ids(parts, request),
+    )
+    if "masked" in moments:
+        masked = _sample(parts, moments["masked"], generator)
+        mask = _latent_mask(parts, request).to(masked.dtype)
+        state.extra_channels = torch.cat([mask, masked], dim=1)
+    elif request.mask is not None and image is not None:
+        # diffusers samples the masked picture here too, and makes no use of it
+        randn_tensor(noise.shape, generator=generator, dtype=parts.vae.dtype)
+        state.blend = Blend(_latent_mask(parts, request), image, noise)
+    return state
+
+
+def _guided_steps(request: ImageRequest, steps: int) -> range:
+    if not guided(request):
+        return range(0)
+    start, stop = request.guidance_interval
+    return range(round(start * steps), round(stop * steps))
+
+
+def _noise(parts: Components, request: ImageRequest, generator: torch.Generator) -> torch.Tensor:
+    factor = parts.vae_scale_factor
+    channels = int(parts.vae.config.latent_channels)
+    shape = (1, channels, request.height // factor, request.width // factor)
+    noise: torch.Tensor = randn_tensor(
+        shape, generator=generator, device=parts.device, dtype=parts.dtype
+    )
+    return noise
+
+
+def _sample(parts: Components, moments: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    sample = DiagonalGaussianDistribution(moments).sample(generator)
+    return scale(parts, sample.to(parts.dtype))
+
+
+def _time_ids(parts: Components, request: ImageRequest) -> torch.Tensor | None:
+    """SDXL's original size, crop corner and target size."""
+    if not parts.is_xl:
+        return None
+    size = [request.height, request.width]
+    return torch.tensor([[*size, 0, 0, *size]], dtype=parts.dtype).to(parts.device)

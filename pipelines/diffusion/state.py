@@ -1,0 +1,92 @@
+"""One request on its way, and how many UNet rows it takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from pipelines.engine.request import ImageRequest
+from pipelines.errors import NonFiniteOutput
+from pipelines.prompt import PromptEmbeds
+from pipelines.sampler_object import SchedulerState
+from pipelines.sampler_table import SamplerState
+
+
+@dataclass(frozen=True)
+class Blend:
+    """Inpainting with a UNet that knows no masks: what is kept comes back after each step."""
+
+    mask: torch.Tensor
+    """1 x 1 x height x width, of the latents; True is repainted."""
+    image_latents: torch.Tensor
+    """1 x channels x height x width."""
+    noise: torch.Tensor
+    """The request's first, shaped like the latents."""
+
+
+@dataclass
+class ImageState:
+    """One request on its way; nothing of it is shared with another."""
+
+    request: ImageRequest
+    sampler: SamplerState | SchedulerState
+    """Where it is: latents, step index, RNG and all that its sampler remembers."""
+    positive: PromptEmbeds
+    negative: PromptEmbeds | None
+    """None: no guidance at any step."""
+    guided_steps: range
+    """The steps that guidance is on at."""
+    time_ids: torch.Tensor | None = None
+    """SDXL, 1 x 6."""
+    extra_channels: torch.Tensor | None = None
+    """Inpainting checkpoints: mask and masked image, 1 x 5 x height x width, behind the latents."""
+    blend: Blend | None = None
+    error: Exception | None = None
+    """Why this request, and only it, has failed."""
+
+    @property
+    def done(self) -> bool:
+        return self.step_index >= self.steps
+
+    @property
+    def steps(self) -> int:
+        """Model evaluations in all."""
+        return self.sampler.steps
+
+    @property
+    def step_index(self) -> int:
+        """Model evaluations made; only `advance` moves it."""
+        return self.sampler.step_index
+
+    @property
+    def guided(self) -> bool:
+        """Whether guidance is on at the next step."""
+        return self.step_index in self.guided_steps
+
+    @property
+    def rows(self) -> int:
+        """UNet rows of the next step."""
+        return 2 if self.guided else 1
+
+    @property
+    def most_rows(self) -> int:
+        """UNet rows of the dearest step that is left."""
+        steps = self.guided_steps
+        return 2 if len(steps) and self.step_index < steps.stop else 1
+
+
+def guided(request: ImageRequest) -> bool:
+    """Whether classifier-free guidance is on, as in diffusers, at some steps at least."""
+    return request.guidance_scale > 1
+
+
+def row_count(request: ImageRequest) -> int:
+    """UNet rows of this request's dearest step."""
+    return 2 if guided(request) else 1
+
+
+def non_finite(state: ImageState, where: str) -> NonFiniteOutput:
+    return NonFiniteOutput(
+        f"{where} produced NaN or infinity at step {state.step_index} of {state.steps}"
+    )
