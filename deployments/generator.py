@@ -27,9 +27,9 @@ from deployments.tasks.image import ImageJob
 from deployments.tasks.model import Output, Progress, Task
 from deployments.tasks.store import TaskStore
 from pipelines.components import Components, load_components
-from pipelines.engine.engine import ComputationFailed
 from pipelines.engine.request import EngineEvent, EventKind, ImageResult, Mask, Picture
 from pipelines.engine.worker import EngineWorker
+from pipelines.errors import ComputationFailed
 from pipelines.images import decode_image, encode_image, fit_image, mask_of
 
 T = TypeVar("T")

@@ -35,3 +35,16 @@ class NonFiniteOutput(DaguerreError):
 
 class EngineStopped(DaguerreError):
     """The engine is stopping or stopped and took no, or did not finish this, request."""
+
+
+class ComputationFailed(DaguerreError):
+    """The model crashed on this request or on its batch, out of memory for one; may be retried."""
+
+
+def explained(what: str, error: Exception) -> DaguerreError:
+    """The error itself if it is one of ours, else a ComputationFailed that says what failed."""
+    if isinstance(error, DaguerreError):
+        return error
+    failure = ComputationFailed(f"{what} failed: {type(error).__name__}: {error}")
+    failure.__cause__ = error
+    return failure

@@ -5,6 +5,7 @@ Plain prompts give what the diffusers pipelines compute; weights and chunks are 
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,6 +16,7 @@ import torch
 
 from pipelines.components import Components
 from pipelines.emphasis import BREAK, Token, chunk_tokens, parse_emphasis
+from pipelines.lora.bank import LoraBank, RowLoras
 
 TEXT_BATCH = 32
 """Chunks in one text-encoder forward."""
@@ -31,6 +33,8 @@ class Prompt:
     clip_skip: int = 0
     weighting: bool = False
     long: bool = False
+    loras: RowLoras = ()
+    """What the text encoders wear."""
 
 
 @dataclass(frozen=True)
@@ -62,13 +66,20 @@ class PromptEmbeds:
 class PromptCache:
     """Encodes prompts and keeps the latest embeddings on their device. Not thread-safe."""
 
-    def __init__(self, components: Components, max_bytes: int = CACHE_BYTES) -> None:
+    def __init__(
+        self,
+        components: Components,
+        bank: LoraBank | None = None,
+        max_bytes: int = CACHE_BYTES,
+    ) -> None:
+        """Prompts may wear adapters of `bank`, held while they are encoded."""
         self.hits = 0
         """Prompts answered without a text encoder."""
         self.misses = 0
         """Prompts encoded."""
         self.nbytes = 0
         self._components = components
+        self._bank = bank
         self._max_bytes = max_bytes
         self._kept: OrderedDict[Prompt, PromptEmbeds] = OrderedDict()
         """Least recently used first."""
@@ -79,7 +90,8 @@ class PromptCache:
         found = {prompt: self._kept[prompt] for prompt in distinct if prompt in self._kept}
         for prompt in found:
             self._kept.move_to_end(prompt)
-        made = encode_prompts(self._components, [p for p in distinct if p not in found])
+        missing = [prompt for prompt in distinct if prompt not in found]
+        made = encode_prompts(self._components, missing, self._bank)
         self.misses += len(made)
         self.hits += len(prompts) - len(made)
         self._keep(made)
@@ -93,11 +105,13 @@ class PromptCache:
             self.nbytes -= oldest.nbytes
 
 
-def encode_prompts(components: Components, prompts: Iterable[Prompt]) -> dict[Prompt, PromptEmbeds]:
+def encode_prompts(
+    components: Components, prompts: Iterable[Prompt], bank: LoraBank | None = None
+) -> dict[Prompt, PromptEmbeds]:
     """Embeddings by prompt; each distinct prompt is encoded once."""
     distinct = list(dict.fromkeys(prompts))
     pairs = zip(components.tokenizers, components.text_encoders, strict=True)
-    by_encoder = [_encode(components, *pair, distinct) for pair in pairs]
+    by_encoder = [_encode(components, bank, *pair, distinct) for pair in pairs]
     dtype = components.text_encoders[-1].dtype
     embeds = {}
     for prompt, *parts in zip(distinct, *by_encoder, strict=True):
@@ -113,14 +127,21 @@ def chunk_count(components: Components, prompt: Prompt) -> int:
 
 
 def _encode(
-    components: Components, tokenizer: Any, encoder: Any, prompts: Sequence[Prompt]
+    components: Components,
+    bank: LoraBank | None,
+    tokenizer: Any,
+    encoder: Any,
+    prompts: Sequence[Prompt],
 ) -> list[PromptEmbeds]:
     """What one encoder makes of each prompt: its chunks one behind the other."""
     chunks = [_chunks(tokenizer, prompt) for prompt in prompts]
     flat = [(p, chunk) for p, parts in zip(prompts, chunks, strict=True) for chunk in parts]
     encoded: list[PromptEmbeds] = []
     for start in range(0, len(flat), TEXT_BATCH):
-        encoded += _forward(components, tokenizer, encoder, flat[start : start + TEXT_BATCH])
+        part = flat[start : start + TEXT_BATCH]
+        worn = [prompt.loras for prompt, _ in part]
+        with bank.rows("text_encoder", worn) if bank else contextlib.nullcontext():
+            encoded += _forward(components, tokenizer, encoder, part)
     rest = iter(encoded)
     return [_concatenated(itertools.islice(rest, len(parts))) for parts in chunks]
 

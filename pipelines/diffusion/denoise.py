@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from pipelines.components import Components
 from pipelines.diffusion.state import ImageState, non_finite
+from pipelines.lora.bank import LoraBank
 from pipelines.prompt import PromptEmbeds
 from pipelines.sampler_object import SchedulerState
 from pipelines.sampler_table import SamplerState, advance_rows
@@ -22,7 +23,7 @@ class Row(NamedTuple):
     embeds: PromptEmbeds
 
 
-def denoise(parts: Components, states: Sequence[ImageState]) -> list[torch.Tensor]:
+def denoise(parts: Components, bank: LoraBank, states: Sequence[ImageState]) -> list[torch.Tensor]:
     """The guided noise prediction of each state, 1 x C x H x W.
 
     All states share one batch key. A state whose prediction is not finite gets its `error`.
@@ -35,12 +36,13 @@ def denoise(parts: Components, states: Sequence[ImageState]) -> list[torch.Tenso
     rows += [Row(state, state.positive) for state in ordered]
     inputs = [_model_input(state, parts.dtype) for state in ordered]
     times = [row.state.sampler.timestep for row in rows]
-    noise = parts.unet(
-        torch.cat(inputs[:pairs] + inputs),
-        torch.tensor(times, dtype=torch.float32, device=parts.device),
-        return_dict=False,
-        **_conditions(rows),
-    )[0]
+    with bank.rows("unet", [row.state.loras for row in rows]):
+        noise = parts.unet(
+            torch.cat(inputs[:pairs] + inputs),
+            torch.tensor(times, dtype=torch.float32, device=parts.device),
+            return_dict=False,
+            **_conditions(rows),
+        )[0]
     uncond, cond = noise[:pairs], noise[pairs:]
     predicted = torch.cat([_guide(ordered[:pairs], uncond, cond[:pairs]), cond[pairs:]])
     finite = torch.isfinite(predicted).flatten(1).all(1).tolist()

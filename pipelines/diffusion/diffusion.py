@@ -19,15 +19,18 @@ from pipelines.diffusion.prepare import prepare
 from pipelines.diffusion.state import ImageState
 from pipelines.engine.request import ImageRequest, Picture
 from pipelines.engine.scheduler import BatchKey
+from pipelines.lora.loader import LoraLoader
 from pipelines.prompt import PromptCache
 
 
 class Diffusion:
     """The verbs. Run by one thread at a time, in inference mode."""
 
-    def __init__(self, components: Components) -> None:
+    def __init__(self, components: Components, loras: LoraLoader | None = None) -> None:
+        """`loras` says what each request wears; without it, they wear nothing."""
         self.components = components
-        self._prompts = PromptCache(components)
+        self._loras = loras or LoraLoader(components, slots=0)
+        self._prompts = PromptCache(components, self._loras.bank)
 
     @property
     def prompt_hits(self) -> int:
@@ -55,14 +58,15 @@ class Diffusion:
 
         Raises InvalidRequest for a prompt that is too long.
         """
-        return prepare(self.components, self._prompts, requests)
+        worn = [self._loras.worn(request.id) for request in requests]
+        return prepare(self.components, self._prompts, requests, worn)
 
     def denoise(self, states: Sequence[ImageState]) -> list[torch.Tensor]:
         """One UNet forward over all rows: the guided noise prediction of each, 1 x C x H x W.
 
         All states share one batch key. A state whose prediction is not finite gets its `error`.
         """
-        return denoise(self.components, states)
+        return denoise(self.components, self._loras.bank, states)
 
     def advance(self, states: Sequence[ImageState], noise_preds: Sequence[torch.Tensor]) -> None:
         """Moves each state one sampler step on. One that fails gets its `error`, others go on."""

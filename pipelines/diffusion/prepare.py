@@ -15,6 +15,7 @@ from pipelines.diffusion.sampling import start_sampler
 from pipelines.diffusion.state import Blend, ImageState, guided
 from pipelines.engine.request import ImageRequest
 from pipelines.errors import InvalidRequest
+from pipelines.lora.loader import Worn
 from pipelines.prompt import Prompt, PromptCache, PromptEmbeds, chunk_count
 
 MAX_CHUNKS = 16
@@ -26,10 +27,13 @@ Moments = Mapping[Kind, torch.Tensor]
 
 
 def prepare(
-    parts: Components, prompts: PromptCache, requests: Sequence[ImageRequest]
+    parts: Components,
+    prompts: PromptCache,
+    requests: Sequence[ImageRequest],
+    worn: Sequence[Worn],
 ) -> list[ImageState]:
     """States at their first step. Raises InvalidRequest for a prompt that is too long."""
-    texts = [_texts(parts, request) for request in requests]
+    texts = [_texts(parts, *pair) for pair in zip(requests, worn, strict=True)]
     embeds = prompts.encode([text for mine in texts for text in mine.values()])
     pictures = {
         (i, kind): pixels
@@ -41,7 +45,9 @@ def prepare(
     for i, request in enumerate(requests):
         mine = {field: embeds[text] for field, text in texts[i].items()}
         rows = {kind: row for (j, kind), row in moments.items() if j == i}
-        states.append(_state(parts, request, *_conditioning(prompts, request, mine), rows))
+        state = _state(parts, request, *_conditioning(prompts, request, texts[i], mine), rows)
+        state.loras = worn[i].unet
+        states.append(state)
     return states
 
 
@@ -53,13 +59,13 @@ def takes_mask(parts: Components) -> bool:
 # --- prompts ---------------------------------------------------------------------------------
 
 
-def _texts(parts: Components, request: ImageRequest) -> dict[str, Prompt]:
+def _texts(parts: Components, request: ImageRequest, worn: Worn) -> dict[str, Prompt]:
     """The prompts to encode, by field."""
     weighting, long = request.prompt_weighting, request.long_prompt
-    texts = {"prompt": Prompt(request.prompt, request.clip_skip, weighting, long)}
+    texts = {"prompt": Prompt(request.prompt, request.clip_skip, weighting, long, worn.text)}
     if guided(request) and not _zero_negative(parts, request):
         # diffusers skips no layers for the negative prompt
-        texts["negative_prompt"] = Prompt(request.negative_prompt, 0, weighting, long)
+        texts["negative_prompt"] = Prompt(request.negative_prompt, 0, weighting, long, worn.text)
     for field, text in texts.items():
         if long and (chunks := chunk_count(parts, text)) > MAX_CHUNKS:
             raise InvalidRequest(
@@ -74,7 +80,10 @@ def _zero_negative(parts: Components, request: ImageRequest) -> bool:
 
 
 def _conditioning(
-    prompts: PromptCache, request: ImageRequest, embeds: Mapping[str, PromptEmbeds]
+    prompts: PromptCache,
+    request: ImageRequest,
+    texts: Mapping[str, Prompt],
+    embeds: Mapping[str, PromptEmbeds],
 ) -> tuple[PromptEmbeds, PromptEmbeds | None]:
     """What the two rows get, the shorter prompt filled up with empty chunks."""
     positive, negative = embeds["prompt"], embeds.get("negative_prompt")
@@ -84,17 +93,17 @@ def _conditioning(
         return positive, positive.zeros()
     length = max(positive.tokens.shape[1], negative.tokens.shape[1])
     return (
-        _filled(prompts, positive, length, request.clip_skip),
-        _filled(prompts, negative, length, clip_skip=0),
+        _filled(prompts, positive, length, texts["prompt"]),
+        _filled(prompts, negative, length, texts["negative_prompt"]),
     )
 
 
 def _filled(
-    prompts: PromptCache, embeds: PromptEmbeds, length: int, clip_skip: int
+    prompts: PromptCache, embeds: PromptEmbeds, length: int, prompt: Prompt
 ) -> PromptEmbeds:
     if embeds.tokens.shape[1] == length:
         return embeds
-    empty = Prompt("", clip_skip)
+    empty = Prompt("", prompt.clip_skip, loras=prompt.loras)
     return embeds.padded(length, prompts.encode([empty])[empty])
 
 

@@ -8,6 +8,7 @@ import torch
 
 from pipelines.engine.request import ImageRequest
 from pipelines.errors import NonFiniteOutput
+from pipelines.lora.bank import RowLoras
 from pipelines.prompt import PromptEmbeds
 from pipelines.sampler_object import SchedulerState
 from pipelines.sampler_table import SamplerState
@@ -39,6 +40,8 @@ class ImageState:
     """The steps that guidance is on at."""
     time_ids: torch.Tensor | None = None
     """SDXL, 1 x 6."""
+    loras: RowLoras = ()
+    """What its UNet rows wear."""
     extra_channels: torch.Tensor | None = None
     """Inpainting checkpoints: mask and masked image, 1 x 5 x height x width, behind the latents."""
     blend: Blend | None = None

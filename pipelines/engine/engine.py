@@ -25,14 +25,11 @@ from pipelines.engine.request import (
     Timing,
 )
 from pipelines.engine.scheduler import Scheduler, Ticket
-from pipelines.errors import DaguerreError, InvalidRequest, RequestCanceled
+from pipelines.errors import InvalidRequest, RequestCanceled, explained
+from pipelines.lora.loader import LoraLoader
 
 log = logging.getLogger("ray.serve.daguerre.engine")
 T = TypeVar("T")
-
-
-class ComputationFailed(DaguerreError):
-    """The model crashed on this request or on its batch, out of memory for one; may be retried."""
 
 
 @dataclass(frozen=True)
@@ -74,13 +71,22 @@ class Engine:
     """
 
     def __init__(
-        self, components: Components, *, max_rows: int = 16, report: Callable[[Outcome], None]
+        self,
+        components: Components,
+        *,
+        max_rows: int = 16,
+        lora_slots: int = 16,
+        report: Callable[[Outcome], None],
+        on_loaded: Callable[[], None] = lambda: None,
     ) -> None:
+        """`on_loaded` is called on another thread when a `stalled` engine may step again."""
         self.components = components
         self.scheduler = Scheduler(max_rows)
+        self.loras = LoraLoader(components, slots=lora_slots, on_read=on_loaded)
+        self.lora_slots = lora_slots
         self.batch_rows = 0
         """UNet rows of the latest forward."""
-        self._diffusion = Diffusion(components)
+        self._diffusion = Diffusion(components, self.loras)
         self._report = report
         self._jobs: dict[str, _Job] = {}
         self._decoding: dict[str, _Job] = {}
@@ -94,12 +100,22 @@ class Engine:
         return not self._jobs
 
     @property
+    def stalled(self) -> bool:
+        """Whether adapters are being read for all that there is: a step would do nothing."""
+        return bool(self._jobs) and len(self._jobs) == self.loras.reading and not self._canceled
+
+    @property
     def decoding(self) -> int:
         return len(self._decoding)
 
     def check(self, request: ImageRequest) -> None:
         """Raises InvalidRequest. Reads nothing that changes: any thread may call it."""
         check_request(request, self.components)
+        if len(request.loras) > self.lora_slots:
+            raise InvalidRequest(
+                "lora",
+                f"lora must have at most {self.lora_slots} entries, got {len(request.loras)}",
+            )
 
     def add(self, request: ImageRequest) -> None:
         """Queues a request; it joins at the next step if rows are free. Raises InvalidRequest."""
@@ -107,6 +123,12 @@ class Engine:
         if request.id in self._jobs:
             raise InvalidRequest("id", f"id must be unique among those running, got {request.id!r}")
         self._jobs[request.id] = _Job(request, time.monotonic())
+        if request.loras:
+            self.loras.order(request.id, request.loras)
+        else:
+            self._enter(request)
+
+    def _enter(self, request: ImageRequest) -> None:
         key = self._diffusion.batch_key(request)
         self.scheduler.add(Ticket(request.id, key, row_count(request), request.priority))
 
@@ -124,6 +146,7 @@ class Engine:
     def step(self) -> None:
         """Does one step of work. With no work, nothing."""
         self._drop_canceled()
+        self._enter_loaded()
         schedule = self.scheduler.schedule()
         self._prepare([self._jobs[request_id] for request_id in schedule.admitted])
         self._denoise([self._jobs[i] for i in schedule.batch if i in self._jobs])
@@ -138,6 +161,15 @@ class Engine:
             self._fail(
                 self._jobs[request_id], RequestCanceled(f"request {request_id} was canceled")
             )
+
+    def _enter_loaded(self) -> None:
+        """Requests whose adapters are there by now join those that wait for rows."""
+        for request_id, error in self.loras.ready():
+            job = self._jobs[request_id]
+            if error is None:
+                self._enter(job.request)
+            else:
+                self._fail(job, explained("loading adapters", error))
 
     def _prepare(self, jobs: Sequence[_Job]) -> None:
         now = time.monotonic()
@@ -159,7 +191,7 @@ class Engine:
             return list(zip(jobs, verb([job.request for job in jobs]), strict=True))
         except Exception as error:
             if len(jobs) == 1:
-                self._fail(jobs[0], _explain("prepare", error))
+                self._fail(jobs[0], explained("prepare", error))
                 return []
             log.warning("preparing %d requests together failed: %s", len(jobs), error)
         return [pair for job in jobs for pair in self._each_or_alone(verb, [job])]
@@ -175,7 +207,7 @@ class Engine:
         except Exception as error:
             log.exception("a step of %d rows failed", self.batch_rows)
             for state in states:
-                state.error = _explain(f"a step of {self.batch_rows} rows", error)
+                state.error = explained(f"a step of {self.batch_rows} rows", error)
         for job, state in batch:
             if state.error is None:
                 steps = state.steps
@@ -192,7 +224,7 @@ class Engine:
             self.scheduler.shrink(job.request.id, state.most_rows)
             return
         if state.error is not None:
-            self._fail(job, _explain(f"step {state.step_index}", state.error))
+            self._fail(job, explained(f"step {state.step_index}", state.error))
             return
         job.denoised_at = time.monotonic()
         self.scheduler.remove(job.request.id)
@@ -210,7 +242,7 @@ class Engine:
         except Exception as error:
             log.exception("decoding %d pictures failed", len(states))
             for job in jobs:
-                self._fail(job, _explain("the VAE", error))
+                self._fail(job, explained("the VAE", error))
             return
         for job, state, picture in zip(jobs, states, pictures, strict=True):
             if state.error is not None:
@@ -256,6 +288,7 @@ class Engine:
     def _forget(self, job: _Job) -> None:
         request_id = job.request.id
         self.scheduler.remove(request_id)
+        self.loras.give_back(request_id)
         del self._jobs[request_id]
         self._decoding.pop(request_id, None)
         self._previews.pop(request_id, None)
@@ -267,11 +300,3 @@ class Engine:
     def _fail(self, job: _Job, error: Exception) -> None:
         self._forget(job)
         self._report(Failure(job.request.id, error))
-
-
-def _explain(what: str, error: Exception) -> Exception:
-    if isinstance(error, DaguerreError):
-        return error
-    failure = ComputationFailed(f"{what} failed: {type(error).__name__}: {error}")
-    failure.__cause__ = error
-    return failure

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,18 @@ Picture = npt.NDArray[np.uint8]
 """height x width x 3, RGB, 0-255."""
 Mask = npt.NDArray[np.uint8]
 """height x width; 255 is repainted, 0 is kept."""
+
+
+@dataclass(frozen=True)
+class LoraUse:
+    """One adapter of a request."""
+
+    path: Path
+    """A safetensors file of any format that `pipelines.lora.formats` reads."""
+    weight: float = 1.0
+    """In the UNet; 0 leaves it out, negative values turn its effect around."""
+    text_weight: float = 1.0
+    """In the text encoders, if it changes them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +72,8 @@ class ImageRequest:
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     """Guidance is on from the first to the second of these shares of the steps, each 0..1; outside
     it a step takes one UNet row."""
+    loras: tuple[LoraUse, ...] = ()
+    """Their effects add up."""
     priority: int = 0
     """Higher is admitted first."""
 

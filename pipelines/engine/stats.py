@@ -19,6 +19,8 @@ class EngineStats:
     """Rows of one forward at most."""
     waiting: int
     """Requests not yet admitted."""
+    loading: int
+    """Requests that wait for their adapters."""
     waiting_rows: int
     running: int
     """Requests being denoised."""

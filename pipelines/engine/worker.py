@@ -39,9 +39,17 @@ class EngineWorker:
     must not block. `Future.cancel` does nothing; `cancel(request_id)` ends a request.
     """
 
-    def __init__(self, components: Components, *, max_rows: int = 16) -> None:
-        self._engine = Engine(components, max_rows=max_rows, report=self._dispatch)
+    def __init__(self, components: Components, *, max_rows: int = 16, lora_slots: int = 16) -> None:
         self._wake = threading.Condition()
+        self._loaded = False
+        """Adapters were read since the last step."""
+        self._engine = Engine(
+            components,
+            max_rows=max_rows,
+            lora_slots=lora_slots,
+            report=self._dispatch,
+            on_loaded=self._on_loaded,
+        )
         self._arrived: deque[ImageRequest] = deque()
         self._asked: deque[Callable[[], None]] = deque()
         """Cancels and preview wishes; never before the requests they are about."""
@@ -85,6 +93,7 @@ class EngineWorker:
         with self._wake:
             if request_id in self._clients:
                 self._asked.append(lambda: self._engine.cancel(request_id))
+                self._wake.notify()
 
     def want_preview(self, request_id: str) -> None:
         """Asks for one PREVIEW event at the next step boundary."""
@@ -102,6 +111,7 @@ class EngineWorker:
             self._wake.notify()
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join(timeout_s)
+        self._engine.loras.stop()
         self._abandon(EngineStopped("the engine stopped before this picture was done"))
 
     def stats(self) -> EngineStats:
@@ -113,6 +123,7 @@ class EngineWorker:
                 rows=scheduler.rows,
                 max_rows=scheduler.max_rows,
                 waiting=scheduler.waiting + len(self._arrived),
+                loading=self._engine.loras.waiting,
                 waiting_rows=scheduler.waiting_rows + sum(row_count(r) for r in self._arrived),
                 running=scheduler.running,
                 decoding=self._engine.decoding,
@@ -154,10 +165,11 @@ class EngineWorker:
     def _take_in(self) -> bool:
         """Waits for work and gives the engine what has come. False to end the thread."""
         with self._wake:
-            if self._engine.idle and not self._arrived:
+            if not self._has_work():
                 self._working = False
-                self._wake.wait_for(lambda: self._arrived or self._stopping)
+                self._wake.wait_for(lambda: self._has_work() or self._stopping)
                 self._progress_at = time.monotonic()
+            self._loaded = False
             if self._stopping:
                 return False
             self._working = True
@@ -166,6 +178,16 @@ class EngineWorker:
             while self._asked:
                 self._asked.popleft()()
             return True
+
+    def _has_work(self) -> bool:
+        if self._arrived or self._asked or self._loaded:
+            return True
+        return not self._engine.idle and not self._engine.stalled
+
+    def _on_loaded(self) -> None:
+        with self._wake:
+            self._loaded = True
+            self._wake.notify()
 
     def _stepped(self, seconds: float) -> None:
         with self._wake:

@@ -11,9 +11,8 @@ import torch
 
 from pipelines.components import Components
 from pipelines.diffusion import Diffusion, ImageState
-from pipelines.engine.engine import ComputationFailed
 from pipelines.engine.request import ImageRequest, Picture
-from pipelines.errors import NonFiniteOutput
+from pipelines.errors import ComputationFailed, NonFiniteOutput
 from pipelines.sampler_object import SchedulerState
 
 MakeRequest = Callable[..., ImageRequest]

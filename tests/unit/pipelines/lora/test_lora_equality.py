@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import nn
 
 from pipelines.components import Components
 from pipelines.engine.engine import Engine, Outcome
-from pipelines.engine.request import ImageRequest, ImageResult
+from pipelines.engine.request import ImageRequest, ImageResult, LoraUse, Picture
 from pipelines.lora.adapter import bind
 from pipelines.lora.bank import LoraBank, RowLoras
 from pipelines.lora.formats import read_lora
@@ -285,22 +286,43 @@ def test_each_text_is_encoded_with_its_own_adapters(
             assert (changed > 0.01) is (wear is not None)
 
 
-def test_a_picture_with_an_adapter_is_that_of_diffusers(
+def finished(engine: Engine) -> None:
+    ends_at = time.monotonic() + 60
+    while not engine.idle:
+        assert time.monotonic() < ends_at
+        engine.step()
+
+
+def test_pictures_of_eight_adapters_in_one_batch_are_those_of_diffusers(
     fresh: Components, save: Save, wearing: Wearing, make_request: Callable[..., ImageRequest]
 ) -> None:
-    path = save(kohya_layout(random_lora(fresh, 3, layers=attention)))
-    request = make_request(negative_prompt="a blue mat")
-    outcomes: list[Outcome] = []
-    engine = Engine(fresh, report=outcomes.append)
-    bank = LoraBank(fresh)
-    adapter = held(bank, path, fresh)
-    engine.add(request)
-    both = [((adapter, 0.9),)] * 2
-    while not engine.idle:
-        with bank.rows("text_encoder", both), bank.rows("unet", both):
-            engine.step()
-    (result,) = (outcome for outcome in outcomes if isinstance(outcome, ImageResult))
-    expected = drawn(wearing(fresh, [(path, 0.9)]), request)
-    without = drawn(wearing(fresh, [(path, 0.0)]), request)
-    assert np.abs(expected.astype(int) - without.astype(int)).max() > 10
-    assert np.abs(expected.astype(int) - result.picture.astype(int)).max() <= 1
+    paths = [save(kohya_layout(random_lora(fresh, i, layers=attention)), f"{i}") for i in range(8)]
+    wears = [[(path, 0.9)] for path in paths] + [[(paths[0], 0.5), (paths[1], 0.8)], []]
+    requests = [
+        make_request(
+            negative_prompt="a blue mat",
+            seed=i,
+            loras=tuple(LoraUse(path, weight, weight) for path, weight in wear),
+        )
+        for i, wear in enumerate(wears)
+    ]
+    pictures: dict[str, Picture] = {}
+
+    def report(outcome: Outcome) -> None:
+        if isinstance(outcome, ImageResult):
+            pictures[outcome.request_id] = outcome.picture
+
+    engine = Engine(fresh, max_rows=20, report=report)
+    for request in requests:
+        engine.add(request)
+    while engine.loras.reading:
+        time.sleep(0.01)
+    engine.step()
+    assert engine.batch_rows == 20
+    finished(engine)
+    for request, wear in list(zip(requests, wears, strict=True))[::3]:
+        expected = drawn(wearing(fresh, wear), request)
+        if wear:
+            without = drawn(wearing(fresh, [(wear[0][0], 0.0)]), request)
+            assert np.abs(expected.astype(int) - without.astype(int)).max() > 10
+        assert np.abs(expected.astype(int) - pictures[request.id].astype(int)).max() <= 1

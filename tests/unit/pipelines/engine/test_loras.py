@@ -1,0 +1,196 @@
+"""Requests that wear adapters: read beside the batch, held while they run."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import wait
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import save_file
+
+from pipelines.components import Components
+from pipelines.engine.request import EngineEvent, ImageRequest, LoraUse, Picture
+from pipelines.engine.worker import EngineWorker
+from pipelines.errors import InvalidRequest, RequestCanceled
+from pipelines.lora.adapter import Adapter, AdapterCache
+from tests.unit.pipelines.engine.conftest import Run
+from tests.unit.pipelines.lora.layouts import attention, copied, kohya_layout, random_lora
+
+MakeRequest = Callable[..., ImageRequest]
+MakeLora = Callable[[int], Path]
+
+
+@pytest.fixture
+def model(sd: Components) -> Components:
+    """A copy that adapters may change."""
+    return copied(sd)
+
+
+@pytest.fixture
+def lora(model: Components, tmp_path: Path) -> MakeLora:
+    """The file of a random adapter of this seed."""
+
+    def make(seed: int) -> Path:
+        path = tmp_path / f"{seed}.safetensors"
+        if not path.exists():
+            save_file(kohya_layout(random_lora(model, seed, layers=attention)), path)
+        return path
+
+    return make
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Adapters are read once this is set."""
+    opened = threading.Event()
+    read = AdapterCache.read
+
+    def gated(self: AdapterCache, path: Path) -> Adapter:
+        assert opened.wait(30)
+        return read(self, path)
+
+    monkeypatch.setattr(AdapterCache, "read", gated)
+    return opened
+
+
+def new_run(model: Components, slots: int = 16) -> Run:
+    run = Run(model)
+    run.engine = type(run.engine)(model, lora_slots=slots, report=run.outcomes.append)
+    return run
+
+
+def finish(run: Run) -> None:
+    ends_at = time.monotonic() + 60
+    while not run.engine.idle:
+        assert time.monotonic() < ends_at, "the engine does not come to an end"
+        run.engine.step()
+
+
+def differ(one: Picture, other: Picture) -> bool:
+    return int(np.abs(one.astype(int) - other.astype(int)).max()) > 10
+
+
+def test_an_adapter_changes_its_own_picture_and_no_other(
+    model: Components, make_request: MakeRequest, lora: MakeLora
+) -> None:
+    plain, worn = make_request(seed=1), make_request(seed=1, loras=(LoraUse(lora(1)),))
+    first, second = new_run(model), new_run(model)
+    first.add(plain)
+    finish(first)
+    second.add(worn, plain)
+    finish(second)
+    alone = first.result(plain).picture
+    assert np.abs(second.result(plain).picture.astype(int) - alone.astype(int)).max() <= 1
+    assert differ(second.result(worn).picture, alone)
+
+
+def test_the_batch_goes_on_while_an_adapter_is_read(
+    model: Components, make_request: MakeRequest, lora: MakeLora, gate: threading.Event
+) -> None:
+    worn, plain = make_request(loras=(LoraUse(lora(1)),)), make_request()
+    run = new_run(model)
+    run.add(worn, plain)
+    run.steps(len(run.events(plain)) + plain.num_inference_steps + 1)
+    assert run.result(plain)
+    assert not run.ends(worn)
+    assert run.engine.stalled
+    gate.set()
+    finish(run)
+    assert run.result(worn)
+
+
+def test_a_file_that_is_no_adapter_fails_its_request_alone_and_says_why(
+    model: Components, make_request: MakeRequest, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(b"not a safetensors file")
+    victim, other = make_request(loras=(LoraUse(broken),)), make_request()
+    run = new_run(model)
+    run.add(victim, other)
+    finish(run)
+    error = run.error(victim)
+    assert isinstance(error, InvalidRequest)
+    assert error.field == "lora"
+    assert "broken.safetensors" in str(error)
+    assert run.result(other)
+
+
+def test_more_adapters_than_slots_on_one_request_are_refused(
+    model: Components, make_request: MakeRequest, lora: MakeLora
+) -> None:
+    run = new_run(model, slots=1)
+    with pytest.raises(InvalidRequest, match="at most 1 entries, got 2"):
+        run.add(make_request(loras=(LoraUse(lora(1)), LoraUse(lora(2)))))
+    assert run.engine.idle
+
+
+def test_requests_take_turns_where_slots_are_fewer_than_adapters(
+    model: Components, make_request: MakeRequest, lora: MakeLora
+) -> None:
+    requests = [make_request(seed=i, loras=(LoraUse(lora(i)),)) for i in range(5)]
+    run = new_run(model, slots=2)
+    run.add(*requests)
+    finish(run)
+    pictures = [run.result(request).picture for request in requests]
+    assert all(differ(one, other) for one, other in itertools.pairwise(pictures))
+    assert len(run.engine.loras.bank.resident) == 2
+
+
+def test_a_request_canceled_while_its_adapter_is_read_ends_and_holds_nothing(
+    model: Components, make_request: MakeRequest, lora: MakeLora, gate: threading.Event
+) -> None:
+    request = make_request(loras=(LoraUse(lora(1)),))
+    run = new_run(model)
+    run.add(request)
+    run.engine.cancel(request.id)
+    run.steps(1)
+    assert isinstance(run.error(request), RequestCanceled)
+    assert run.engine.idle
+    gate.set()
+    after = make_request(loras=(LoraUse(lora(2)),))
+    run.add(after)
+    finish(run)
+    assert run.result(after)
+    assert run.engine.loras.bank.resident == run.engine.loras.bank.resident[-1:]
+
+
+def test_the_worker_sleeps_while_adapters_are_read_and_wakes_when_they_are_there(
+    model: Components, make_request: MakeRequest, lora: MakeLora, gate: threading.Event
+) -> None:
+    worker = EngineWorker(model)
+    worker.start()
+    try:
+        seen: list[EngineEvent] = []
+        request = make_request(loras=(LoraUse(lora(1)), LoraUse(lora(2), 0.5, 0.0)))
+        future = worker.submit(request, seen.append)
+        time.sleep(0.3)
+        assert worker.stats().loading == 1
+        assert worker.stats().steps_total <= 2
+        gate.set()
+        assert not wait([future], timeout=60).not_done
+        assert future.result().picture.std() > 0
+        assert worker.stats().loading == 0
+    finally:
+        worker.stop()
+
+
+def test_a_canceled_request_ends_though_all_others_wait_for_adapters(
+    model: Components, make_request: MakeRequest, lora: MakeLora, gate: threading.Event
+) -> None:
+    worker = EngineWorker(model)
+    worker.start()
+    try:
+        request = make_request(loras=(LoraUse(lora(1)),))
+        future = worker.submit(request)
+        time.sleep(0.1)
+        worker.cancel(request.id)
+        with pytest.raises(RequestCanceled):
+            future.result(timeout=10)
+    finally:
+        gate.set()
+        worker.stop()
