@@ -16,6 +16,7 @@ import torch
 
 from pipelines.components import Components
 from pipelines.diffusion import Diffusion, ImageState, check_request, row_count
+from pipelines.engine.forward import Forward
 from pipelines.engine.request import (
     EngineEvent,
     EventKind,
@@ -84,9 +85,8 @@ class Engine:
         self.scheduler = Scheduler(max_rows)
         self.loras = LoraLoader(components, slots=lora_slots, on_read=on_loaded)
         self.lora_slots = lora_slots
-        self.batch_rows = 0
-        """UNet rows of the latest forward."""
         self._diffusion = Diffusion(components, self.loras)
+        self.forward = Forward(self._diffusion, self.scheduler)
         self._report = report
         self._jobs: dict[str, _Job] = {}
         self._decoding: dict[str, _Job] = {}
@@ -200,19 +200,12 @@ class Engine:
         batch = [(job, job.state) for job in jobs if job.state is not None and not job.state.done]
         if not batch:
             return
-        states = [state for _, state in batch]
-        self.batch_rows = sum(state.rows for state in states)
-        try:
-            self._diffusion.advance(states, self._diffusion.denoise(states))
-        except Exception as error:
-            log.exception("a step of %d rows failed", self.batch_rows)
-            for state in states:
-                state.error = explained(f"a step of {self.batch_rows} rows", error)
+        key = self._diffusion.batch_key(batch[0][0].request)
+        self.forward.step(key, [state for _, state in batch])
         for job, state in batch:
             if state.error is None:
-                steps = state.steps
-                event = EngineEvent(job.request.id, EventKind.STEP, state.step_index, steps)
-                self._report(event)
+                step = state.step_index
+                self._report(EngineEvent(job.request.id, EventKind.STEP, step, state.steps))
             self._after_step(job)
 
     def _after_step(self, job: _Job) -> None:
@@ -233,16 +226,20 @@ class Engine:
 
     def _decode_some(self) -> None:
         """One VAE forward over the longest waiting and others of its size."""
-        jobs = self._same_size(list(self._decoding.values()))
+        if jobs := self._same_size(list(self._decoding.values())):
+            self._decode(jobs)
+
+    def _decode(self, jobs: Sequence[_Job]) -> None:
         states = [job.state for job in jobs if job.state is not None]
-        if not states:
-            return
         try:
             pictures = self._diffusion.decode(states)
         except Exception as error:
-            log.exception("decoding %d pictures failed", len(states))
+            log.warning("decoding %d pictures failed: %r", len(jobs), error)
+            if len(jobs) == 1:
+                self._fail(jobs[0], explained("the VAE", error))
+                return
             for job in jobs:
-                self._fail(job, explained("the VAE", error))
+                self._decode([job])
             return
         for job, state, picture in zip(jobs, states, pictures, strict=True):
             if state.error is not None:
@@ -265,13 +262,8 @@ class Engine:
             log.exception("no preview")  # a picture must not be lost for its preview
             return
         for state, picture in zip(states, pictures, strict=True):
-            event = EngineEvent(
-                state.request.id,
-                EventKind.PREVIEW,
-                state.step_index,
-                state.steps,
-                picture,
-            )
+            request_id, step = state.request.id, state.step_index
+            event = EngineEvent(request_id, EventKind.PREVIEW, step, state.steps, picture)
             self._report(event)
 
     def _same_size(self, jobs: Sequence[_Job]) -> list[_Job]:

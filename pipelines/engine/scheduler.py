@@ -70,6 +70,8 @@ class Scheduler:
         self._ring: deque[BatchKey] = deque()
         """Keys with running requests; the first has the turn."""
         self._keys: dict[str, BatchKey] = {}
+        self._limits: dict[BatchKey, int] = {}
+        """Where memory allows fewer rows than `max_rows`."""
         self._arrivals = 0
         # plain numbers, so that another thread may read them
         self.rows = 0
@@ -93,6 +95,14 @@ class Scheduler:
         self._arrivals += 1
         self.waiting += 1
         self.waiting_rows += ticket.rows
+
+    def limit(self, key: BatchKey) -> int:
+        """UNet rows of one forward of this key, at most."""
+        return self._limits.get(key, self.max_rows)
+
+    def lower_limit(self, key: BatchKey, rows: int) -> None:
+        """Fewer rows from now on, at least the two of one guided picture."""
+        self._limits[key] = max(2, min(rows, self.limit(key)))
 
     def remove(self, request_id: str) -> None:
         """Forgets a request wherever it is; its rows are free for the next schedule."""
@@ -144,7 +154,7 @@ class Scheduler:
     def _admit(self, key: BatchKey, lane: _Lane) -> list[tuple[int, int, Ticket]]:
         taken = 0
         for _, _, ticket in lane.waiting:
-            if lane.rows + ticket.rows > self.max_rows:
+            if lane.rows + ticket.rows > self.limit(key):
                 break
             if not lane.running:
                 self._ring.append(key)

@@ -127,7 +127,7 @@ class EngineWorker:
                 waiting_rows=scheduler.waiting_rows + sum(row_count(r) for r in self._arrived),
                 running=scheduler.running,
                 decoding=self._engine.decoding,
-                batch_rows=self._engine.batch_rows,
+                batch_rows=self._engine.forward.rows,
                 steps_total=self._steps_total,
                 pictures_total=self._pictures_total,
                 failures_total=self._failures_total,

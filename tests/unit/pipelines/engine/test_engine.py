@@ -69,7 +69,7 @@ def test_a_late_joiner_runs_in_the_very_next_step_beside_the_early(
     run.steps(3)
     run.add(late)
     run.steps(1)
-    assert run.engine.batch_rows == 4
+    assert run.engine.forward.rows == 4
     assert [e.step for e in run.events(late)] == [1]
     run.steps(1)
     assert run.result(late).picture.shape == (64, 64, 3)
@@ -83,7 +83,7 @@ def test_rows_are_two_with_guidance_and_one_without(
     run = new_run(sd)
     run.add(make_request(guidance_scale=7.0), make_request(guidance_scale=1.0), make_request())
     run.steps(1)
-    assert run.engine.batch_rows == 5
+    assert run.engine.forward.rows == 5
     run.finish()
 
 
@@ -97,7 +97,7 @@ def test_a_request_whose_guidance_is_over_makes_room_for_one_that_waits(
     rows = []
     for _ in range(4):
         run.steps(1)
-        rows.append(run.engine.batch_rows)
+        rows.append(run.engine.forward.rows)
     assert rows == [2, 2, 3, 3]
     run.finish()
     for request in (first, waits):
@@ -113,7 +113,7 @@ def test_a_canceled_request_gets_no_more_rows(
     run.steps(2)
     run.engine.cancel(canceled.id)
     run.steps(1)
-    assert run.engine.batch_rows == 2
+    assert run.engine.forward.rows == 2
     assert isinstance(run.error(canceled), RequestCanceled)
     assert len(run.events(canceled)) == 2
     run.finish()

@@ -318,7 +318,7 @@ def test_pictures_of_eight_adapters_in_one_batch_are_those_of_diffusers(
     while engine.loras.reading:
         time.sleep(0.01)
     engine.step()
-    assert engine.batch_rows == 20
+    assert engine.forward.rows == 20
     finished(engine)
     for request, wear in list(zip(requests, wears, strict=True))[::3]:
         expected = drawn(wearing(fresh, wear), request)
