@@ -7,7 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import engine_batching, request_overhead, service_throughput
+from benchmarks import engine_batching, lora_mixing, request_overhead, service_throughput
 from configs.settings import EMBEDDED_MODEL, HttpSettings, Settings
 from deployments import app
 from deployments.cli.demo import free_port
@@ -18,6 +18,8 @@ def main() -> int:
     threads = os.cpu_count() or 1
     print("## B2, B4, B6 the engine alone\n", flush=True)
     print(engine_batching.run(str(EMBEDDED_MODEL), threads), flush=True)
+    print("\n## B7, B8 LoRA\n", flush=True)
+    print(lora_mixing.run(str(EMBEDDED_MODEL), threads), flush=True)
     with tempfile.TemporaryDirectory() as data_dir:
         settings = Settings(data_dir=Path(data_dir), http=HttpSettings(port=port))
         app.start(settings)
