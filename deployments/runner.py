@@ -8,6 +8,7 @@ fence, and a write the store calls stale ends the job here without a trace.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -27,6 +28,8 @@ T = TypeVar("T")
 log = get_logger(__name__)
 
 IDLE_WAIT_S = 1.0
+URGENT_WAIT_S = 0.5
+"""How often a full worker looks for more urgent work."""
 STORE_RETRY_S = 0.5
 NOT_READY_S = 0.5
 
@@ -70,12 +73,14 @@ class TaskRunner:
         run: Run,
         size_of: Callable[[Task], int],
         capacity: int,
+        urgent_room: int = 0,
         ready: Callable[[], bool] = lambda: True,
         info: Callable[[], dict[str, object]] = dict,
         on_claim: Callable[[Task], None] = lambda task: None,
         on_end: Callable[[str], None] = lambda end: None,
     ) -> None:
         """`capacity` is the room in units of `size_of`; a single larger task still runs alone.
+        `urgent_room` is room beyond it, for tasks of higher priority than one that runs.
 
         While `ready` is false nothing is claimed: a worker that cannot work would claim the whole
         queue, task after task, and fail it.
@@ -87,6 +92,7 @@ class TaskRunner:
         self._run = run
         self._size_of = size_of
         self._capacity = capacity
+        self._urgent_room = urgent_room
         self._ready = ready
         self._info = info
         self._on_claim = on_claim
@@ -146,7 +152,8 @@ class TaskRunner:
         request_id = uuid.uuid4().hex
         while not self._draining:
             self._freed.clear()
-            if self._room <= 0:
+            above = self._least_urgent() if self._room <= 0 else None
+            if self._room <= 0 and (above is None or self._room <= -self._urgent_room):
                 await self._freed.wait()
                 continue
             if not self._ready():
@@ -157,16 +164,29 @@ class TaskRunner:
                 # request_id until an answer came: a claim whose reply was lost is answered again
                 # with the same task, so none is stranded until its lease ends.
                 claims = await self._store.claim(
-                    self._queue, self._worker, limit=1, request_id=request_id
+                    self._queue, self._worker, limit=1, request_id=request_id, above=above
                 )
                 request_id = uuid.uuid4().hex
                 for claimed in claims:
                     self._begin(claimed)
-                if not claims:
+                if not claims and above is not None:
+                    await self._until_freed(URGENT_WAIT_S)
+                elif not claims:
                     await self._store.wait_for_work(self._queue, timeout_s=IDLE_WAIT_S)
             except StoreUnavailable as error:
                 log.warning("task store unavailable: %s", error)
                 await asyncio.sleep(STORE_RETRY_S)
+
+    def _least_urgent(self) -> int | None:
+        """The lowest priority that runs here; None while a task is to run alone."""
+        if any(job.alone for job in self._jobs.values()):
+            return None
+        return min((job.task.priority for job in self._jobs.values()), default=None)
+
+    async def _until_freed(self, timeout_s: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._freed.wait()
 
     def _begin(self, claimed: Claimed) -> None:
         before = self._jobs.get(claimed.task.id)

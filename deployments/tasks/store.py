@@ -182,9 +182,12 @@ class TaskStore:
 
     # Workers' side
 
-    async def claim(self, queue: str, worker: str, *, limit: int, request_id: str) -> Claims:
+    async def claim(
+        self, queue: str, worker: str, *, limit: int, request_id: str, above: int | None = None
+    ) -> Claims:
         """Take up to `limit` tasks; the same `request_id` again gives the same claims again.
 
+        With `above`, only as long as the next in the queue has a higher priority than that.
         After StoreUnavailable, repeat with the same id: the tasks may already be this worker's.
         """
         _, records = await self._run(
@@ -193,6 +196,7 @@ class TaskStore:
             worker=worker,
             limit=max(limit, 0),
             rid=request_id,
+            **({} if above is None else {"above": above}),
             **self._terms(),
         )
         claimed = []

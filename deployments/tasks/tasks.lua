@@ -471,6 +471,12 @@ end
 
 -- Workers ------------------------------------------------------------------------------------------
 
+-- Anything that is no number is claimed, and found to be damaged.
+local function more_urgent(id, priority)
+  local own = tonumber(redis.pcall('HGET', P .. 'task:' .. id, 'priority'))
+  return not own or own > priority
+end
+
 function verbs.claim()
   local out, again = {'ok'}, recall()
   for _, pair in ipairs(again or {}) do
@@ -486,6 +492,9 @@ function verbs.claim()
     for _, id in ipairs(ids) do
       if of_newer_release(id) then
         newer = newer + 1
+      elseif A.above and not more_urgent(id, A.above) then
+        newer = SWEEP_BATCH -- nor is what comes after it
+        break
       else
         local h = take('queue:', A.queue, id, 'queued')
         if h then

@@ -148,7 +148,8 @@ class Engine:
         self._drop_canceled()
         self._enter_loaded()
         schedule = self.scheduler.schedule()
-        self._prepare([self._jobs[request_id] for request_id in schedule.admitted])
+        joining = [self._jobs[request_id] for request_id in schedule.admitted]
+        self._prepare([job for job in joining if job.state is None])  # others were parked
         self._denoise([self._jobs[i] for i in schedule.batch if i in self._jobs])
         self._decode_some()
         self._preview_some()

@@ -1,7 +1,8 @@
 """Which requests run in the next step. Pure bookkeeping: imports no torch.
 
 Requests wait and run per batch key. Within a key, admission is by priority, then age, and nobody
-overtakes a request that does not fit yet. Between keys, deficit round robin shares the device:
+overtakes a request that does not fit yet; for one of higher priority, running ones are parked
+until there is room for them again. Between keys, deficit round robin shares the device:
 every key with work gets the same share of compute, so no picture size blocks another.
 """
 
@@ -41,18 +42,24 @@ class Schedule:
     """One step's decision."""
 
     admitted: tuple[str, ...] = ()
-    """Requests that join now, best first."""
+    """Requests that join now, best first; those that were parked before included."""
     batch: tuple[str, ...] = ()
     """Requests of the one forward of this step; those just admitted included."""
+    parked: tuple[str, ...] = ()
+    """Requests that ran and wait again, as they are."""
+
+
+Waiting = tuple[int, int, Ticket]
+"""-priority, arrival, ticket: the order of admission."""
 
 
 @dataclass
 class _Lane:
     """The requests of one batch key."""
 
-    waiting: list[tuple[int, int, Ticket]] = field(default_factory=list)
-    """(-priority, arrival, ticket), sorted."""
-    running: dict[str, Ticket] = field(default_factory=dict)
+    waiting: list[Waiting] = field(default_factory=list)
+    """Sorted."""
+    running: dict[str, Waiting] = field(default_factory=dict)
     rows: int = 0
     """Of the running."""
     deficit: int = 0
@@ -91,7 +98,7 @@ class Scheduler:
             raise ValueError(f"request {ticket.id!r} has {ticket.rows} rows, 1..{self.max_rows}")
         self._keys[ticket.id] = ticket.key
         lane = self._lanes.setdefault(ticket.key, _Lane())
-        bisect.insort(lane.waiting, (-ticket.priority, self._arrivals, ticket), key=lambda w: w[:2])
+        bisect.insort(lane.waiting, (-ticket.priority, self._arrivals, ticket), key=_order)
         self._arrivals += 1
         self.waiting += 1
         self.waiting_rows += ticket.rows
@@ -110,8 +117,8 @@ class Scheduler:
         if key is None:
             return
         lane = self._lanes[key]
-        if ticket := lane.running.pop(request_id, None):
-            self._end(key, lane, ticket)
+        if running := lane.running.pop(request_id, None):
+            self._end(key, lane, running[2])
         else:
             at = next(i for i, (*_, t) in enumerate(lane.waiting) if t.id == request_id)
             self.waiting -= 1
@@ -126,11 +133,11 @@ class Scheduler:
         midst, and the cap holds at every step.
         """
         lane = self._lanes[self._keys[request_id]]
-        ticket = lane.running[request_id]
+        rank, arrival, ticket = lane.running[request_id]
         freed = ticket.rows - rows
         if not 0 <= freed < ticket.rows:
             raise ValueError(f"request {request_id!r} has {ticket.rows} rows, cannot keep {rows}")
-        lane.running[request_id] = replace(ticket, rows=rows)
+        lane.running[request_id] = (rank, arrival, replace(ticket, rows=rows))
         lane.rows -= freed
         self.rows -= freed
 
@@ -145,28 +152,64 @@ class Scheduler:
 
     def schedule(self) -> Schedule:
         """Admits everyone who fits, then gives the step to one key. Empty when there is no work."""
-        admitted = [w for key, lane in self._lanes.items() for w in self._admit(key, lane)]
-        admitted.sort(key=lambda w: w[:2])
-        key = self._next_key()
-        batch = tuple(self._lanes[key].running) if key is not None else ()
-        return Schedule(tuple(ticket.id for *_, ticket in admitted), batch)
+        admitted: list[Waiting] = []
+        parked: list[Waiting] = []
+        for key, lane in self._lanes.items():
+            self._admit(key, lane, admitted, parked)
+        admitted.sort(key=_order)
+        turn = self._next_key()
+        batch = tuple(self._lanes[turn].running) if turn is not None else ()
+        return Schedule(
+            tuple(ticket.id for *_, ticket in admitted),
+            batch,
+            tuple(ticket.id for *_, ticket in parked),
+        )
 
-    def _admit(self, key: BatchKey, lane: _Lane) -> list[tuple[int, int, Ticket]]:
-        taken = 0
-        for _, _, ticket in lane.waiting:
+    def _admit(
+        self, key: BatchKey, lane: _Lane, admitted: list[Waiting], parked: list[Waiting]
+    ) -> None:
+        while lane.waiting:
+            first = lane.waiting[0]
+            ticket = first[2]
             if lane.rows + ticket.rows > self.limit(key):
-                break
+                if not (less_urgent := self._less_urgent(key, lane, ticket)):
+                    break
+                for victim in less_urgent:
+                    self._park(key, lane, victim)
+                parked += less_urgent
+            del lane.waiting[0]
             if not lane.running:
                 self._ring.append(key)
-            lane.running[ticket.id] = ticket
+            lane.running[ticket.id] = first
             lane.rows += ticket.rows
             self.rows += ticket.rows
+            self.running += 1
+            self.waiting -= 1
             self.waiting_rows -= ticket.rows
-            taken += 1
-        self.running += taken
-        self.waiting -= taken
-        admitted, lane.waiting = lane.waiting[:taken], lane.waiting[taken:]
-        return admitted
+            admitted.append(first)
+
+    def _less_urgent(self, key: BatchKey, lane: _Lane, ticket: Ticket) -> list[Waiting]:
+        """Running requests of lower priority whose rows this one needs; none if they are too few.
+
+        The least urgent first, and of those the latest.
+        """
+        missing = lane.rows + ticket.rows - self.limit(key)
+        chosen: list[Waiting] = []
+        for running in sorted(lane.running.values(), key=_order, reverse=True):
+            if missing <= 0 or running[2].priority >= ticket.priority:
+                break
+            chosen.append(running)
+            missing -= running[2].rows
+        return chosen if missing <= 0 else []
+
+    def _park(self, key: BatchKey, lane: _Lane, victim: Waiting) -> None:
+        """Back among those that wait, at its old place."""
+        ticket = victim[2]
+        del lane.running[ticket.id]
+        self._end(key, lane, ticket)
+        bisect.insort(lane.waiting, victim, key=_order)
+        self.waiting += 1
+        self.waiting_rows += ticket.rows
 
     def _next_key(self) -> BatchKey | None:
         """Deficit round robin (Shreedhar and Varghese, 1995), cost = rows x latent pixels."""
@@ -186,3 +229,7 @@ class Scheduler:
 
     def _cost(self, key: BatchKey) -> int:
         return self._lanes[key].rows * key.height * key.width
+
+
+def _order(waiting: Waiting) -> tuple[int, int]:
+    return waiting[:2]

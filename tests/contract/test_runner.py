@@ -249,3 +249,28 @@ async def test_a_result_outlives_a_store_that_goes_away(
     durable_server.start()
     done = await ended(store, task)
     assert (done.status, done.attempt, done.lost) == (Status.SUCCEEDED, 1, 0)
+
+
+async def test_a_full_runner_takes_more_urgent_tasks_into_room_of_their_own(
+    store: TaskStore, submit: Submit, start: Callable[..., TaskRunner]
+) -> None:
+    for _ in range(3):
+        await submit()
+    start(never, capacity=2, urgent_room=2)
+    await asyncio.sleep(0.3)
+    assert (await store.depth("sd")).running == 2
+    urgent = [await submit(priority=1) for _ in range(3)]
+    await asyncio.sleep(1.5)
+    states = [(await store.get(task.id)).status for task in urgent]
+    assert states == [Status.RUNNING, Status.RUNNING, Status.QUEUED]
+    assert (await store.depth("sd")).running == 4
+
+
+async def test_a_full_runner_goes_on_as_soon_as_there_is_room(
+    store: TaskStore, submit: Submit, start: Callable[..., TaskRunner]
+) -> None:
+    tasks = [await submit() for _ in range(30)]
+    start(draw, capacity=1, urgent_room=1)
+    async with asyncio.timeout(10):  # half a second each would be too slow
+        for task in tasks:
+            await ended(store, task)

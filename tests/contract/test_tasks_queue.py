@@ -303,3 +303,24 @@ async def test_workers_are_present_until_their_time_is_up(store):
     assert await store.workers("sd") == {"w1": {"rows": 4}, "w2": {"rows": 2}}
     await store.withdraw("sd", "w1")
     assert list(await store.workers("sd")) == ["w2"]
+
+
+async def test_a_claim_above_a_priority_leaves_the_rest_of_the_queue_alone(store, submit):
+    for prompt, priority in (("a", 0), ("b", 5), ("c", 7)):
+        await submit(prompt, priority=priority)
+    claims = await store.claim("sd", "w", limit=3, request_id="1", above=5)
+    assert [claimed.task.input["prompt"] for claimed in claims] == ["c"]
+    again = await store.claim("sd", "w", limit=3, request_id="1", above=5)
+    assert [claimed.claim for claimed in again] == [claimed.claim for claimed in claims]
+    assert not await store.claim("sd", "w", limit=3, request_id="2", above=5)
+    rest = await store.claim("sd", "w", limit=3, request_id="3")
+    assert [claimed.task.input["prompt"] for claimed in rest] == ["b", "a"]
+
+
+async def test_a_task_at_the_front_is_no_more_urgent_than_its_priority(store, submit):
+    await submit("urgent", priority=3)
+    first = await submit("first")
+    await store.move_to_front(first.id)
+    assert not await store.claim("sd", "w", limit=2, request_id="1", above=0)
+    claims = await store.claim("sd", "w", limit=2, request_id="2", above=-1)
+    assert [claimed.task.input["prompt"] for claimed in claims] == ["first", "urgent"]

@@ -174,3 +174,25 @@ def test_an_id_in_use_is_refused_and_free_again_after_its_end(
     run.add(request)
     run.finish()
     assert len(run.ends(request)) == 2
+
+
+def test_a_parked_request_gives_the_picture_it_would_have_given(
+    sd: Components,
+    make_request: MakeRequest,
+    new_run: NewRun,
+    picture_alone: Alone,
+) -> None:
+    # an ancestral sampler draws noise at each step
+    slow = make_request(num_inference_steps=6, scheduler="EulerAncestralDiscreteScheduler")
+    other = make_request(num_inference_steps=6, scheduler="UniPCMultistepScheduler", seed=3)
+    urgent = make_request(num_inference_steps=2, priority=1)
+    run = new_run(sd, max_rows=4)
+    run.add(slow, other)
+    run.steps(3)
+    run.add(urgent)
+    run.steps(1)
+    assert len(run.events(urgent)) == 1
+    assert [len(run.events(slow)), len(run.events(other))] == [4, 3]
+    run.finish()
+    for request in (slow, other, urgent):
+        assert apart(run.result(request).picture, picture_alone(sd, request)) <= 1

@@ -210,7 +210,11 @@ class Model:
         waiting = [t for t in self.tickets.values() if t.id not in self.admitted]
         schedule = self.scheduler.schedule()
         assert not self.admitted & set(schedule.admitted)
-        self.admitted |= set(schedule.admitted)
+        assert set(schedule.parked) <= self.admitted
+        self.admitted = self.admitted - set(schedule.parked) | set(schedule.admitted)
+        for parked in (self.tickets[i] for i in schedule.parked):
+            joined = [self.tickets[i] for i in schedule.admitted]
+            assert any(t.key == parked.key and t.priority > parked.priority for t in joined)
         for k in {t.key for t in self.tickets.values()}:
             self.check_lane(k, [t for t in waiting if t.key == k])
         self.check_batch(schedule.batch)
@@ -222,9 +226,11 @@ class Model:
         ordered = sorted(waiting, key=lambda t: (-t.priority, int(t.id)))
         left = [t for t in ordered if t.id not in self.admitted]
         assert ordered[: len(ordered) - len(left)] + left == ordered, "nobody overtakes"
-        rows = sum(t.rows for i, t in self.tickets.items() if i in self.admitted and t.key == k)
-        assert rows <= self.max_rows
-        assert not left or rows + left[0].rows > self.max_rows, "the next did not fit"
+        running = [t for i, t in self.tickets.items() if i in self.admitted and t.key == k]
+        assert sum(t.rows for t in running) <= self.max_rows
+        if left:
+            fixed = sum(t.rows for t in running if t.priority >= left[0].priority)
+            assert fixed + left[0].rows > self.max_rows, "the next did not fit"
 
     def check_batch(self, batch: Sequence[str]) -> None:
         keys = {self.tickets[i].key for i in batch}
@@ -259,3 +265,61 @@ def test_invariants_hold_under_any_sequence_of_arrivals_steps_and_ends(
         getattr(model, str(verb))(*arguments)
     for _ in range(3):
         model.step()
+
+
+def test_for_a_higher_priority_the_least_urgent_and_latest_is_parked() -> None:
+    scheduler = Scheduler(6)
+    for name, priority in (("a", 0), ("b", 1), ("c", 0)):
+        scheduler.add(ticket(name, priority=priority))
+    scheduler.schedule()
+    scheduler.add(ticket("urgent", priority=5))
+    assert scheduler.schedule() == Schedule(("urgent",), ("b", "a", "urgent"), ("c",))
+    assert (scheduler.rows, scheduler.running, scheduler.waiting) == (6, 3, 1)
+
+
+def test_a_parked_request_goes_on_before_those_that_came_after_it() -> None:
+    scheduler = Scheduler(2)
+    scheduler.add(ticket("parked"))
+    scheduler.schedule()
+    scheduler.add(ticket("later"))
+    scheduler.add(ticket("urgent", priority=1))
+    assert scheduler.schedule() == Schedule(("urgent",), ("urgent",), ("parked",))
+    scheduler.remove("urgent")
+    assert scheduler.schedule() == Schedule(("parked",), ("parked",))
+    scheduler.remove("parked")
+    assert scheduler.schedule() == Schedule(("later",), ("later",))
+
+
+def test_nobody_is_parked_for_the_same_priority_or_where_it_would_not_be_enough() -> None:
+    scheduler = Scheduler(4)
+    scheduler.add(ticket("a", priority=1))
+    scheduler.add(ticket("b", rows=1))
+    scheduler.add(ticket("c", rows=1, priority=1))
+    scheduler.schedule()
+    scheduler.add(ticket("same"))
+    scheduler.add(ticket("large", priority=1))
+    assert scheduler.schedule() == Schedule((), ("a", "c", "b"))
+
+
+def test_a_parked_request_can_be_removed() -> None:
+    scheduler = Scheduler(2)
+    scheduler.add(ticket("parked"))
+    scheduler.schedule()
+    scheduler.add(ticket("urgent", priority=1))
+    scheduler.schedule()
+    scheduler.remove("parked")
+    scheduler.remove("urgent")
+    assert scheduler.schedule() == Schedule()
+    assert (scheduler.rows, scheduler.running, scheduler.waiting) == (0, 0, 0)
+
+
+def test_a_lowered_limit_holds_for_its_key_alone() -> None:
+    scheduler = Scheduler(8)
+    scheduler.lower_limit(key(64), 4)
+    scheduler.lower_limit(key(64), 6)
+    assert (scheduler.limit(key(64)), scheduler.limit(key(32))) == (4, 8)
+    for name in "abc":
+        scheduler.add(ticket(name))
+    assert scheduler.schedule().admitted == ("a", "b")
+    scheduler.lower_limit(key(64), 0)
+    assert scheduler.limit(key(64)) == 2
