@@ -299,6 +299,7 @@ class Generator:
 
     def _info(self) -> dict[str, object]:
         stats = self._engine.stats()
+        self._metrics.count_cache_lookups(stats.cache_lookups)
         if stats.rows:
             self._metrics.batch_rows.observe(stats.batch_rows)
             self._metrics.step_s.observe(stats.step_s)

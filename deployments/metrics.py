@@ -40,6 +40,20 @@ class GeneratorMetrics:
             "daguerre_tasks_total", "Tasks by how they ended here.", tag_keys=("model", "end")
         )
         self.tasks.set_default_tags({"model": model})
+        self._cache_lookups = metrics.Counter(
+            "daguerre_cache_lookups_total",
+            "Prompts and initial pictures that were encoded (miss) or were at hand (hit).",
+            tag_keys=("model", "cache", "result"),
+        )
+        self._cache_lookups.set_default_tags({"model": model})
+        self._counted: dict[tuple[str, str], int] = {}
+
+    def count_cache_lookups(self, totals: dict[tuple[str, str], int]) -> None:
+        """Takes the totals since the start, by cache and result."""
+        for (cache, result), total in totals.items():
+            if new := total - self._counted.get((cache, result), 0):
+                self._cache_lookups.inc(new, tags={"cache": cache, "result": result})
+        self._counted = totals
 
     def _histogram(self, name: str, description: str, boundaries: list[float]) -> metrics.Histogram:
         histogram = metrics.Histogram(name, description, boundaries=boundaries, tag_keys=("model",))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ import torch
 from pipelines.components import Components
 from pipelines.emphasis import BREAK, Token, chunk_tokens, parse_emphasis
 from pipelines.lora.bank import LoraBank, RowLoras
+from pipelines.lru import LruCache
 
 TEXT_BATCH = 32
 """Chunks in one text-encoder forward."""
@@ -63,8 +63,8 @@ class PromptEmbeds:
         return PromptEmbeds(torch.cat([self.tokens, *[empty.tokens] * missing], dim=1), self.pooled)
 
 
-class PromptCache:
-    """Encodes prompts and keeps the latest embeddings on their device. Not thread-safe."""
+class PromptCache(LruCache[Prompt, PromptEmbeds]):
+    """Encodes prompts and keeps the latest embeddings on their device."""
 
     def __init__(
         self,
@@ -73,36 +73,15 @@ class PromptCache:
         max_bytes: int = CACHE_BYTES,
     ) -> None:
         """Prompts may wear adapters of `bank`, held while they are encoded."""
-        self.hits = 0
-        """Prompts answered without a text encoder."""
-        self.misses = 0
-        """Prompts encoded."""
-        self.nbytes = 0
+        super().__init__(max_bytes, lambda embeds: embeds.nbytes)
         self._components = components
         self._bank = bank
-        self._max_bytes = max_bytes
-        self._kept: OrderedDict[Prompt, PromptEmbeds] = OrderedDict()
-        """Least recently used first."""
 
     def encode(self, prompts: Sequence[Prompt]) -> dict[Prompt, PromptEmbeds]:
         """Embeddings by prompt; those not kept are encoded together, each once."""
-        distinct = dict.fromkeys(prompts)
-        found = {prompt: self._kept[prompt] for prompt in distinct if prompt in self._kept}
-        for prompt in found:
-            self._kept.move_to_end(prompt)
-        missing = [prompt for prompt in distinct if prompt not in found]
-        made = encode_prompts(self._components, missing, self._bank)
-        self.misses += len(made)
-        self.hits += len(prompts) - len(made)
-        self._keep(made)
-        return found | made
-
-    def _keep(self, made: dict[Prompt, PromptEmbeds]) -> None:
-        self._kept |= made
-        self.nbytes += sum(embeds.nbytes for embeds in made.values())
-        while self.nbytes > self._max_bytes:
-            _, oldest = self._kept.popitem(last=False)
-            self.nbytes -= oldest.nbytes
+        return self.all(
+            prompts, lambda missing: encode_prompts(self._components, missing, self._bank)
+        )
 
 
 def encode_prompts(

@@ -14,7 +14,7 @@ import torch
 from pipelines.components import Components
 from pipelines.diffusion.decode import decode, preview
 from pipelines.diffusion.denoise import advance, denoise
-from pipelines.diffusion.latents import vae_batch
+from pipelines.diffusion.latents import MomentsCache, vae_batch
 from pipelines.diffusion.prepare import prepare
 from pipelines.diffusion.state import ImageState
 from pipelines.engine.request import ImageRequest, Picture
@@ -30,17 +30,18 @@ class Diffusion:
         """`loras` says what each request wears; without it, they wear nothing."""
         self.components = components
         self._loras = loras or LoraLoader(components, slots=0)
-        self._prompts = PromptCache(components, self._loras.bank)
+        self.prompts = PromptCache(components, self._loras.bank)
+        self.pictures = MomentsCache(components)
 
     @property
-    def prompt_hits(self) -> int:
-        """Prompts whose embeddings were at hand. Any thread may read it."""
-        return self._prompts.hits
-
-    @property
-    def prompt_misses(self) -> int:
-        """Prompts that were encoded. Any thread may read it."""
-        return self._prompts.misses
+    def cache_lookups(self) -> dict[tuple[str, str], int]:
+        """In all, by cache (`prompt`, `picture`) and result (`hit`, `miss`). For any thread."""
+        return {
+            ("prompt", "hit"): self.prompts.hits,
+            ("prompt", "miss"): self.prompts.misses,
+            ("picture", "hit"): self.pictures.hits,
+            ("picture", "miss"): self.pictures.misses,
+        }
 
     def batch_key(self, request: ImageRequest) -> BatchKey:
         """What this request must share with others to run beside them."""
@@ -59,7 +60,7 @@ class Diffusion:
         Raises InvalidRequest for a prompt that is too long.
         """
         worn = [self._loras.worn(request.id) for request in requests]
-        return prepare(self.components, self._prompts, requests, worn)
+        return prepare(self.components, self.prompts, self.pictures, requests, worn)
 
     def denoise(self, states: Sequence[ImageState]) -> list[torch.Tensor]:
         """One UNet forward over all rows: the guided noise prediction of each, 1 x C x H x W.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
@@ -10,11 +11,16 @@ import torch
 
 from pipelines.components import Components
 from pipelines.engine.request import Picture
+from pipelines.lru import LruCache
 
 Key = TypeVar("Key", bound=Hashable)
 
 VAE_BATCH_PIXELS = 512 * 512
 """Picture pixels in one VAE forward, at least one picture: a decode delays a step by no more."""
+
+
+CACHE_BYTES = 32 * 2**20
+"""Of posteriors that are kept: 500 pictures of 512 x 512 in half precision."""
 
 
 def vae_batch(height: int, width: int) -> int:
@@ -27,6 +33,31 @@ def to_pixels(picture: Picture) -> torch.Tensor:
     return 2.0 * (torch.from_numpy(picture.astype(np.float32)) / 255.0).permute(2, 0, 1) - 1.0
 
 
+@dataclass(frozen=True)
+class Source:
+    """A picture for the VAE to encode; equal ones have equal pixels."""
+
+    digest: bytes
+    """Of all that makes the pixels."""
+    pixels: Callable[[], torch.Tensor] = field(compare=False)
+    """3 x height x width, -1..1."""
+
+
+class MomentsCache(LruCache[Source, torch.Tensor]):
+    """Encodes pictures and keeps the latest posteriors on their device."""
+
+    def __init__(self, parts: Components) -> None:
+        super().__init__(CACHE_BYTES, lambda moments: moments.nbytes)
+        self._parts = parts
+
+    def encode(self, sources: Sequence[Source]) -> dict[Source, torch.Tensor]:
+        """The VAE's posterior of each, as `encode_pixels`."""
+        return self.all(
+            sources,
+            lambda missing: encode_pixels(self._parts, {s: s.pixels() for s in missing}),
+        )
+
+
 def encode_pixels(parts: Components, pixels: Mapping[Key, torch.Tensor]) -> dict[Key, torch.Tensor]:
     """The parameters of the VAE's posterior of each, 1 x (2 x channels) x height x width."""
     moments: dict[Key, torch.Tensor] = {}
@@ -35,7 +66,8 @@ def encode_pixels(parts: Components, pixels: Mapping[Key, torch.Tensor]) -> dict
         # the layout that diffusers' pictures have: convolutions round by layout
         batch = batch.contiguous(memory_format=torch.channels_last)
         rows = parts.vae.encode(batch).latent_dist.parameters
-        moments |= {key: rows[i : i + 1] for i, key in enumerate(chunk)}
+        # copies: a view would keep the whole chunk in memory for as long as one of it is kept
+        moments |= {key: rows[i : i + 1].clone() for i, key in enumerate(chunk)}
     return moments
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.utils.torch_utils import randn_tensor
 
 from pipelines.components import Components
-from pipelines.diffusion.latents import encode_pixels, scale, to_pixels
+from pipelines.diffusion.latents import MomentsCache, Source, scale, to_pixels
 from pipelines.diffusion.sampling import start_sampler
 from pipelines.diffusion.state import Blend, ImageState, guided
 from pipelines.engine.request import ImageRequest
@@ -29,22 +32,19 @@ Moments = Mapping[Kind, torch.Tensor]
 def prepare(
     parts: Components,
     prompts: PromptCache,
+    pictures: MomentsCache,
     requests: Sequence[ImageRequest],
     worn: Sequence[Worn],
 ) -> list[ImageState]:
     """States at their first step. Raises InvalidRequest for a prompt that is too long."""
     texts = [_texts(parts, *pair) for pair in zip(requests, worn, strict=True)]
     embeds = prompts.encode([text for mine in texts for text in mine.values()])
-    pictures = {
-        (i, kind): pixels
-        for i, request in enumerate(requests)
-        for kind, pixels in _pictures(parts, request).items()
-    }
-    moments = encode_pixels(parts, pictures)
+    sources = [_pictures(parts, request) for request in requests]
+    moments = pictures.encode([source for mine in sources for source in mine.values()])
     states = []
     for i, request in enumerate(requests):
         mine = {field: embeds[text] for field, text in texts[i].items()}
-        rows = {kind: row for (j, kind), row in moments.items() if j == i}
+        rows = {kind: moments[source] for kind, source in sources[i].items()}
         state = _state(parts, request, *_conditioning(prompts, request, texts[i], mine), rows)
         state.loras = worn[i].unet
         states.append(state)
@@ -110,15 +110,23 @@ def _filled(
 # --- pictures --------------------------------------------------------------------------------
 
 
-def _pictures(parts: Components, request: ImageRequest) -> dict[Kind, torch.Tensor]:
-    """The pixels that the VAE has to encode for this request."""
-    pictures: dict[Kind, torch.Tensor] = {}
-    inpaints = takes_mask(parts)
-    if request.init_image is not None and not (inpaints and request.strength == 1):
-        pictures["init"] = to_pixels(request.init_image)
+def _pictures(parts: Components, request: ImageRequest) -> dict[Kind, Source]:
+    """What the VAE has to encode for this request."""
+    pictures: dict[Kind, Source] = {}
+    inpaints, image = takes_mask(parts), request.init_image
+    if image is not None and not (inpaints and request.strength == 1):
+        pictures["init"] = Source(_digest(request, image), lambda: to_pixels(image))
     if inpaints:
-        pictures["masked"] = _masked_pixels(request)
+        digest = _digest(request, image, request.mask)
+        pictures["masked"] = Source(digest, lambda: _masked_pixels(request))
     return pictures
+
+
+def _digest(request: ImageRequest, *arrays: npt.NDArray[np.uint8] | None) -> bytes:
+    digest = hashlib.blake2b(f"{request.width}x{request.height}".encode(), digest_size=32)
+    for array in arrays:
+        digest.update(b"none" if array is None else b"some" + array.tobytes())
+    return digest.digest()
 
 
 def _masked_pixels(request: ImageRequest) -> torch.Tensor:

@@ -85,8 +85,8 @@ class Engine:
         self.scheduler = Scheduler(max_rows)
         self.loras = LoraLoader(components, slots=lora_slots, on_read=on_loaded)
         self.lora_slots = lora_slots
-        self._diffusion = Diffusion(components, self.loras)
-        self.forward = Forward(self._diffusion, self.scheduler)
+        self.diffusion = Diffusion(components, self.loras)
+        self.forward = Forward(self.diffusion, self.scheduler)
         self._report = report
         self._jobs: dict[str, _Job] = {}
         self._decoding: dict[str, _Job] = {}
@@ -129,7 +129,7 @@ class Engine:
             self._enter(request)
 
     def _enter(self, request: ImageRequest) -> None:
-        key = self._diffusion.batch_key(request)
+        key = self.diffusion.batch_key(request)
         self.scheduler.add(Ticket(request.id, key, row_count(request), request.priority))
 
     def cancel(self, request_id: str) -> None:
@@ -176,7 +176,7 @@ class Engine:
         now = time.monotonic()
         for job in jobs:
             job.admitted_at = now
-        for job, state in self._each_or_alone(self._diffusion.prepare, jobs):
+        for job, state in self._each_or_alone(self.diffusion.prepare, jobs):
             job.state = state
             job.prepared_at = time.monotonic()
             self._report(EngineEvent(job.request.id, EventKind.STARTED, 0, state.steps))
@@ -201,7 +201,7 @@ class Engine:
         batch = [(job, job.state) for job in jobs if job.state is not None and not job.state.done]
         if not batch:
             return
-        key = self._diffusion.batch_key(batch[0][0].request)
+        key = self.diffusion.batch_key(batch[0][0].request)
         self.forward.step(key, [state for _, state in batch])
         for job, state in batch:
             if state.error is None:
@@ -233,7 +233,7 @@ class Engine:
     def _decode(self, jobs: Sequence[_Job]) -> None:
         states = [job.state for job in jobs if job.state is not None]
         try:
-            pictures = self._diffusion.decode(states)
+            pictures = self.diffusion.decode(states)
         except Exception as error:
             log.warning("decoding %d pictures failed: %r", len(jobs), error)
             if len(jobs) == 1:
@@ -258,7 +258,7 @@ class Engine:
         for job in jobs:
             del self._previews[job.request.id]
         try:
-            pictures = self._diffusion.preview(states)
+            pictures = self.diffusion.preview(states)
         except Exception:
             log.exception("no preview")  # a picture must not be lost for its preview
             return
@@ -274,7 +274,7 @@ class Engine:
         first = jobs[0].request
         size = (first.width, first.height)
         same = [job for job in jobs if (job.request.width, job.request.height) == size]
-        return same[: self._diffusion.decode_limit(first)]
+        return same[: self.diffusion.decode_limit(first)]
 
     # --- ends ------------------------------------------------------------------------------
 

@@ -32,6 +32,8 @@ class EngineStats:
     pictures_total: int
     failures_total: int
     """Requests that ended in an error; canceled ones are not counted."""
+    cache_lookups: dict[tuple[str, str], int]
+    """In all, by cache (`prompt`, `picture`) and result (`hit`, `miss`)."""
     last_step_age_s: float
     """Since the engine last finished a step or woke from idleness."""
     step_s: float

@@ -233,3 +233,31 @@ def test_a_checkpoint_with_another_noise_schedule_equals_plain_diffusers(
         expected = plain_diffusers(components, request)
         assert expected.std() > 30
         assert np.abs(picture.astype(int) - expected.astype(int)).max() <= 1
+
+
+@torch.inference_mode()
+def test_the_same_initial_picture_is_encoded_once_for_all_that_begin_with_it(
+    sd: Components,
+    make_request: MakeRequest,
+    init_image: MakeImage,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    encoded: list[int] = []
+    encode = sd.vae.encode
+
+    def counted(pixels: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        encoded.append(len(pixels))
+        return encode(pixels, *args, **kwargs)
+
+    monkeypatch.setattr(sd.vae, "encode", counted)
+    diffusion = Diffusion(sd)
+    image = init_image()
+    requests = [make_request(init_image=image.copy(), seed=i, strength=0.5) for i in range(3)]
+    states = diffusion.prepare(requests)
+    assert encoded == [1]
+    again = diffusion.prepare([make_request(init_image=image, seed=1, strength=0.5)])
+    assert encoded == [1]
+    torch.testing.assert_close(again[0].sampler.latents, states[1].sampler.latents)
+    diffusion.prepare([make_request(init_image=255 - image, strength=0.5)])
+    assert encoded == [1, 1]
+    assert (diffusion.pictures.hits, diffusion.pictures.misses) == (3, 2)

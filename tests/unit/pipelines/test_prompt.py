@@ -209,11 +209,11 @@ def test_a_prompt_that_was_encoded_is_not_encoded_again(
 ) -> None:
     diffusion = Diffusion(components)
     first = diffusion.prepare([make_request(negative_prompt="b"), make_request(prompt="dog")])
-    hits, misses = diffusion.prompt_hits, diffusion.prompt_misses
+    hits, misses = diffusion.prompts.hits, diffusion.prompts.misses
     monkeypatch.setattr(components.text_encoders[0], "forward", lambda *args, **kwargs: 1 / 0)
     again = diffusion.prepare([make_request(negative_prompt="b"), make_request(prompt="dog")])
-    assert diffusion.prompt_misses == misses
-    assert diffusion.prompt_hits - hits == hits + misses
+    assert diffusion.prompts.misses == misses
+    assert diffusion.prompts.hits - hits == hits + misses
     for old, new in zip(first, again, strict=True):
         assert torch.equal(old.positive.tokens, new.positive.tokens)
 
