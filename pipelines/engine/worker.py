@@ -8,13 +8,14 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipelines.components import Components
 from pipelines.diffusion import row_count
 from pipelines.engine.engine import Engine, Failure, Outcome
 from pipelines.engine.request import EngineEvent, ImageRequest, ImageResult
 from pipelines.engine.stats import EngineStats
+from pipelines.engine.twins import Twins, fingerprint
 from pipelines.errors import EngineStopped, InvalidRequest, RequestCanceled
 
 log = logging.getLogger("ray.serve.daguerre.engine")
@@ -54,6 +55,7 @@ class EngineWorker:
         self._asked: deque[Callable[[], None]] = deque()
         """Cancels and preview wishes; never before the requests they are about."""
         self._clients: dict[str, _Client] = {}
+        self._twins = Twins()
         self._stopping = False
         self._working = False
         """The thread is in a step, or has one to do."""
@@ -73,9 +75,11 @@ class EngineWorker:
     ) -> Future[ImageResult]:
         """Queues a request; it joins the batch at the next step boundary if rows are free.
 
+        One that asks for the same picture as another in flight shares what that one computes.
         Raises InvalidRequest and EngineStopped at once.
         """
         self._engine.check(request)
+        asked = fingerprint(request)
         future: Future[ImageResult] = Future()
         future.set_running_or_notify_cancel()  # so that Future.cancel cannot race set_result
         with self._wake:
@@ -84,22 +88,31 @@ class EngineWorker:
             if request.id in self._clients:
                 raise InvalidRequest("id", f"id must be unique among those running: {request.id!r}")
             self._clients[request.id] = _Client(future, on_event)
-            self._arrived.append(request)
-            self._wake.notify()
+            if self._twins.join(request.id, asked):
+                self._arrived.append(request)
+                self._wake.notify()
         return future
 
     def cancel(self, request_id: str) -> None:
         """Ends a request at the next step boundary; its future gets RequestCanceled."""
         with self._wake:
-            if request_id in self._clients:
-                self._asked.append(lambda: self._engine.cancel(request_id))
+            if request_id not in self._clients:
+                return
+            leader = self._twins.leader(request_id)
+            if self._twins.leave(request_id):
+                self._asked.append(lambda: self._engine.cancel(leader))
                 self._wake.notify()
+                return
+            client = self._clients.pop(request_id)
+        # others wait for the same picture: it is drawn all the same
+        client.future.set_exception(RequestCanceled(f"request {request_id} was canceled"))
 
     def want_preview(self, request_id: str) -> None:
         """Asks for one PREVIEW event at the next step boundary."""
         with self._wake:
             if request_id in self._clients:
-                self._asked.append(lambda: self._engine.want_preview(request_id))
+                leader = self._twins.leader(request_id)
+                self._asked.append(lambda: self._engine.want_preview(leader))
 
     def stop(self, timeout_s: float = 10.0) -> None:
         """Stops after the running step; unfinished futures get EngineStopped. Idempotent.
@@ -198,29 +211,35 @@ class EngineWorker:
             self._step_s += weight * (seconds - self._step_s)
 
     def _dispatch(self, outcome: Outcome) -> None:
-        """Hands an outcome to its client. A client's own exception is logged, never raised."""
+        """Hands an outcome to all who wait for it; their exceptions are logged, never raised."""
         if isinstance(outcome, EngineEvent):
-            client = self._clients.get(outcome.request_id)
-            if client is None or client.on_event is None:
-                return
-            try:
-                client.on_event(outcome)
-            except Exception:
-                log.exception("a listener of request %s failed", outcome.request_id)
+            self._tell(outcome)
             return
         with self._wake:
-            # whoever takes the client out ends its future: this thread or `stop`
-            client = self._clients.pop(outcome.request_id, None)
+            # whoever takes a client out ends its future: this thread, `cancel` or `stop`
+            waited = self._twins.end(outcome.request_id)
+            clients = {i: self._clients.pop(i) for i in waited if i in self._clients}
         if isinstance(outcome, ImageResult):
             self._pictures_total += 1
         elif not isinstance(outcome.error, RequestCanceled):
             self._failures_total += 1
-        if client is None:
-            return
-        if isinstance(outcome, Failure):
-            client.future.set_exception(outcome.error)
-        else:
-            client.future.set_result(outcome)
+        for request_id, client in clients.items():
+            if isinstance(outcome, Failure):
+                client.future.set_exception(outcome.error)
+            else:
+                client.future.set_result(replace(outcome, request_id=request_id))
+
+    def _tell(self, event: EngineEvent) -> None:
+        with self._wake:
+            waiting = self._twins.members(event.request_id)
+            clients = {i: self._clients[i] for i in waiting if i in self._clients}
+        for request_id, client in clients.items():
+            if client.on_event is None:
+                continue
+            try:
+                client.on_event(replace(event, request_id=request_id))
+            except Exception:
+                log.exception("a listener of request %s failed", request_id)
 
     def _abandon(self, error: EngineStopped) -> None:
         with self._wake:
