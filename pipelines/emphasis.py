@@ -13,6 +13,8 @@ Token = tuple[int, float]
 """A token's id and its weight."""
 
 BREAK: Piece = ("BREAK", -1.0)
+MAX_DEPTH = 32
+"""Of open brackets: each costs time for all that follows it."""
 COMMA_BACKTRACK = 20
 """A chunk may end at a comma this many tokens before it is full, so that no phrase is torn."""
 
@@ -27,7 +29,7 @@ _TOKEN = re.compile(
     """,
     re.VERBOSE,
 )
-_BREAK = re.compile(r"\s*\bBREAK\b\s*")
+_BREAK = re.compile(r"\bBREAK\b")
 
 
 def parse_emphasis(text: str) -> list[Piece]:
@@ -35,7 +37,8 @@ def parse_emphasis(text: str) -> list[Piece]:
 
     `(a)` is times 1.1, `[a]` is over 1.1, `(a:w)` is times w, nested ones multiply; `\(` is a
     bracket; one that nobody closes reaches to the end. BREAK is the piece `BREAK` outside of
-    brackets and text within. Raises ValueError for a weight that is no finite number.
+    brackets and text within. Raises ValueError for a weight that is no finite number and for more
+    than MAX_DEPTH brackets that are open at once.
     """
     pieces: list[Piece] = []
     opened: dict[str, list[int]] = {"(": [], "[": []}
@@ -44,6 +47,8 @@ def parse_emphasis(text: str) -> list[Piece]:
         bracket = "[" if found == "]" else "("
         if kind == "open":
             opened[found].append(len(pieces))
+            if len(opened["("]) + len(opened["["]) > MAX_DEPTH:
+                raise ValueError(f"more than {MAX_DEPTH} open brackets")
         elif kind == "escaped":
             pieces.append((found, 1.0))
         elif kind in ("weight", "close") and opened[bracket]:
@@ -94,10 +99,13 @@ def _multiply(pieces: list[Piece], start: int, factor: float) -> None:
 
 def _plain(text: str) -> list[Piece]:
     first, *others = _BREAK.split(text)
-    pieces = [(first, 1.0)]
-    for other in others:
-        pieces += [BREAK, (other, 1.0)]
-    return pieces
+    if not others:
+        return [(text, 1.0)]
+    # blanks around a BREAK are no text
+    pieces = [(first.rstrip(), 1.0)]
+    for other in others[:-1]:
+        pieces += [BREAK, (other.strip(), 1.0)]
+    return [*pieces, BREAK, (others[-1].lstrip(), 1.0)]
 
 
 def _joined(pieces: list[Piece]) -> list[Piece]:

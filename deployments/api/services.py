@@ -7,7 +7,7 @@ import hashlib
 import json
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from configs.settings import Settings
@@ -28,7 +28,7 @@ log = get_logger(__name__)
 MAX_DELAY_S = 7 * 86400.0
 MAX_STREAMS = 400
 """Of one replica: each holds one of its store connections and one of its places at Serve."""
-_WAIT_STEP_S = 2.0
+_WAIT_STEP_S, _FULL_WAIT_S = 2.0, 1.0
 _DECODERS = 4
 """Clients' pictures decoded at once: each may take 3 bytes a pixel of `max_input_pixels`."""
 
@@ -48,13 +48,15 @@ class Submission:
     callback_url: str | None = None
     idempotency_key: str | None = None
 
-    def fingerprint(self, pictures: Sequence[str]) -> str:
+    def fingerprint(self, pictures: Mapping[str, str]) -> str:
         """Equal for equal requests: tells a repeated one from another one under the same key.
 
-        `pictures` are the keys of those the client sent.
+        `pictures` are the keys of those the client sent, by field. What was left out does not
+        count, so that fields which a later release adds change nothing.
         """
-        rest = (self.model, *pictures, self.priority, self.delay_s, self.callback_url)
-        text = json.dumps([self.fields.model_dump(), rest], sort_keys=True)
+        rest = (self.model, self.priority, self.delay_s, self.callback_url)
+        fields = self.fields.model_dump(exclude_defaults=True)
+        text = json.dumps([fields, dict(pictures), rest], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -109,8 +111,9 @@ class Services:
             init_image=(init.key, init.size) if init else None,
             mask_key=mask.key if mask else None,
         )
-        sent = [picture for picture in (init, mask) if picture is not None]
-        for picture in sent:
+        sent = {"init_image": init, "mask_image": mask}
+        pictures = {field: picture for field, picture in sent.items() if picture is not None}
+        for picture in pictures.values():
             await self.objects.put(picture.key, picture.data, picture.content_type)
         task, created = await self.store.create(
             NewTask(
@@ -123,7 +126,7 @@ class Services:
                 idempotency_key=new.idempotency_key,
             ),
             task_id=str(uuid.uuid4()),
-            fingerprint=new.fingerprint([picture.key for picture in sent]),
+            fingerprint=new.fingerprint({field: p.key for field, p in pictures.items()}),
         )
         TaskLogger(log, task.id).info("created" if created else "asked for again")
         return task
@@ -135,10 +138,12 @@ class Services:
     async def wait(self, task: Task, owner: str, wait_s: float) -> Task:
         """The task once it has ended, or as it is after `wait_s`.
 
-        At once where MAX_STREAMS waiters and readers of events are here already.
+        Sooner where MAX_STREAMS waiters and readers of events are here already.
         """
         if self.full:
-            return task
+            # not at once: a client that asks again and again would be one more burden
+            await asyncio.sleep(min(wait_s, _FULL_WAIT_S))
+            return await self.task(task.id, owner)
         ends_at, after = time.monotonic() + wait_s, "0"
         self.streams += 1
         try:

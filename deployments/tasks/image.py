@@ -24,17 +24,8 @@ OUTPUT_PREFIX = "results/"
 MAX_CLIP_SKIP = 11
 """The text encoders of Stable Diffusion have 12 layers, of which one must be left."""
 
-_FINE = {
-    *(
-        "schedule",
-        "eta",
-        "prompt_weighting",
-        "long_prompt",
-        "clip_skip",
-        "guidance_rescale",
-        "guidance_interval",
-    ),
-}
+_FINE = frozenset({"schedule", "eta", "prompt_weighting", "long_prompt", "clip_skip"})
+_FINE |= {"guidance_rescale", "guidance_interval"}
 """Fields that stand in a picture's metadata only where they were used."""
 
 T = TypeVar("T")
@@ -292,7 +283,7 @@ class ImageJob(ImageOrder):
         kept = {"prompt", "negative_prompt", "width", "height", "num_inference_steps"}
         kept |= {"guidance_scale", "scheduler", "model"}
         values = self.model_dump(include=kept) | {"seed": self.seed + index}
-        values |= self.model_dump(include=_FINE, exclude_defaults=True, mode="json")
+        values |= self.model_dump(include=set(_FINE), exclude_defaults=True, mode="json")
         return values | {"strength": self.strength} if self.init_image_key else values
 
 

@@ -477,6 +477,15 @@ local function more_urgent(id, priority)
   return not own or own > priority
 end
 
+local function in_front(id)
+  return tonumber(call('ZSCORE', P .. 'queue:' .. A.queue, id)) < -ABOVE_ALL * PRIORITY_STEP
+end
+
+local function claimed(out, taken)
+  if #taken > 0 then remember(taken) end
+  return out
+end
+
 function verbs.claim()
   local out, again = {'ok'}, recall()
   for _, pair in ipairs(again or {}) do
@@ -485,16 +494,15 @@ function verbs.claim()
   end
   if again then return out end
   sweep(A.queue)
-  local taken, newer = {}, 0
-  while #taken < A.limit and newer < SWEEP_BATCH do
-    local ids = call('ZRANGE', P .. 'queue:' .. A.queue, newer, newer + A.limit - #taken - 1)
+  local taken, skipped = {}, 0
+  while #taken < A.limit and skipped < SWEEP_BATCH do
+    local ids = call('ZRANGE', P .. 'queue:' .. A.queue, skipped, skipped + A.limit - #taken - 1)
     if #ids == 0 then break end
     for _, id in ipairs(ids) do
-      if of_newer_release(id) then
-        newer = newer + 1
-      elseif A.above and not more_urgent(id, A.above) then
-        newer = SWEEP_BATCH -- nor is what comes after it
-        break
+      local urgent = not A.above or more_urgent(id, A.above)
+      if not urgent and not in_front(id) then return claimed(out, taken) end
+      if not urgent or of_newer_release(id) then
+        skipped = skipped + 1
       else
         local h = take('queue:', A.queue, id, 'queued')
         if h then
@@ -505,8 +513,7 @@ function verbs.claim()
       end
     end
   end
-  if #taken > 0 then remember(taken) end
-  return out
+  return claimed(out, taken)
 end
 
 function verbs.sweep()

@@ -83,9 +83,7 @@ def _check_prompts(request: ImageRequest, components: Components) -> None:
         try:
             parse_emphasis(getattr(request, name))
         except ValueError as error:
-            raise InvalidRequest(name, f"weights in {name} must be finite numbers: {error}") from (
-                error
-            )
+            raise InvalidRequest(name, f"{name} cannot be read as weighted: {error}") from (error)
 
 
 def _check_size(request: ImageRequest, multiple: int) -> None:

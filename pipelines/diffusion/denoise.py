@@ -61,14 +61,16 @@ def advance(states: Sequence[ImageState], noise_preds: Sequence[torch.Tensor]) -
     """
     pairs = zip(states, noise_preds, strict=True)
     left = [(state, noise_pred) for state, noise_pred in pairs if state.error is None]
-    by_table = [(s, p) for s, p in left if isinstance(s.sampler, SamplerState)]
-    alone = [[(s, p)] for s, p in left if isinstance(s.sampler, SchedulerState)]
-    for group in [by_table, *alone]:
+    tables = [(s, s.sampler, p) for s, p in left if isinstance(s.sampler, SamplerState)]
+    if tables:
         try:
-            _advance(group)
+            advance_rows([sampler for _, sampler, _ in tables], [p for *_, p in tables])
         except Exception as error:
-            for state, _ in group:
+            for state, *_ in tables:
                 state.error = error
+    for state, noise_pred in left:
+        if state.error is None:
+            _finish_step(state, noise_pred)
 
 
 def _model_input(state: ImageState, dtype: torch.dtype) -> torch.Tensor:
@@ -123,18 +125,14 @@ def _per_row(values: Sequence[float], like: torch.Tensor) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float32, device=like.device).view(-1, 1, 1, 1)
 
 
-def _advance(group: Sequence[tuple[ImageState, torch.Tensor]]) -> None:
-    tables, noise_preds = [], []
-    for state, noise_pred in group:
+def _finish_step(state: ImageState, noise_pred: torch.Tensor) -> None:
+    """What each request does by itself: the step of a sampler with no table, and the blend."""
+    try:
         if isinstance(state.sampler, SchedulerState):
             state.sampler.advance(noise_pred)
-        else:
-            tables.append(state.sampler)
-            noise_preds.append(noise_pred)
-    if tables:
-        advance_rows(tables, noise_preds)
-    for state, _ in group:
         _blend(state)
+    except Exception as error:
+        state.error = error
 
 
 def _blend(state: ImageState) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -35,26 +35,27 @@ def to_pixels(picture: Picture) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Source:
-    """A picture for the VAE to encode; equal ones have equal pixels."""
+    """A picture for the VAE to encode."""
 
     digest: bytes
     """Of all that makes the pixels."""
-    pixels: Callable[[], torch.Tensor] = field(compare=False)
+    pixels: Callable[[], torch.Tensor]
     """3 x height x width, -1..1."""
 
 
-class MomentsCache(LruCache[Source, torch.Tensor]):
+class MomentsCache(LruCache[bytes, torch.Tensor]):
     """Encodes pictures and keeps the latest posteriors on their device."""
 
     def __init__(self, parts: Components) -> None:
         super().__init__(CACHE_BYTES, lambda moments: moments.nbytes)
         self._parts = parts
 
-    def encode(self, sources: Sequence[Source]) -> dict[Source, torch.Tensor]:
-        """The VAE's posterior of each, as `encode_pixels`."""
+    def encode(self, sources: Sequence[Source]) -> dict[bytes, torch.Tensor]:
+        """The VAE's posterior of each by its digest, as `encode_pixels`."""
+        pixels = {source.digest: source.pixels for source in sources}
         return self.all(
-            sources,
-            lambda missing: encode_pixels(self._parts, {s: s.pixels() for s in missing}),
+            [source.digest for source in sources],
+            lambda missing: encode_pixels(self._parts, {d: pixels[d]() for d in missing}),
         )
 
 

@@ -44,7 +44,7 @@ def prepare(
     states = []
     for i, request in enumerate(requests):
         mine = {field: embeds[text] for field, text in texts[i].items()}
-        rows = {kind: moments[source] for kind, source in sources[i].items()}
+        rows = {kind: moments[source.digest] for kind, source in sources[i].items()}
         state = _state(parts, request, *_conditioning(prompts, request, texts[i], mine), rows)
         state.loras = worn[i].unet
         states.append(state)

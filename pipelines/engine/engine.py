@@ -235,10 +235,12 @@ class Engine:
         try:
             pictures = self.diffusion.decode(states)
         except Exception as error:
-            log.warning("decoding %d pictures failed: %r", len(jobs), error)
+            log.warning("decoding %d pictures failed", len(jobs), exc_info=error)
             if len(jobs) == 1:
                 self._fail(jobs[0], explained("the VAE", error))
                 return
+            pictures = None
+        if pictures is None:  # not within `except`, which keeps the activations in memory
             for job in jobs:
                 self._decode([job])
             return

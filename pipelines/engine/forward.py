@@ -36,13 +36,16 @@ class Forward:
         try:
             noise_preds = self._diffusion.denoise(states)
         except Exception as error:
-            self._failed(key, states, error)
+            log.warning("a forward of %d requests failed", len(states), exc_info=error)
+            # the frames of its traceback would keep the activations in memory
+            failure = error.with_traceback(None)
+        else:
+            self._diffusion.advance(states, noise_preds)
             return
-        self._diffusion.advance(states, noise_preds)
+        self._failed(key, states, failure)
 
     def _failed(self, key: BatchKey, states: Sequence[ImageState], error: Exception) -> None:
         rows = sum(state.rows for state in states)
-        log.warning("a forward of %d rows failed: %r", rows, error)
         if isinstance(error, torch.OutOfMemoryError):
             self._scheduler.lower_limit(key, rows // 2)
             torch.cuda.empty_cache()

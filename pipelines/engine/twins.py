@@ -10,9 +10,6 @@ import numpy as np
 
 from pipelines.engine.request import ImageRequest
 
-_OWN = {"id", "priority"}
-"""Fields that make no difference to the picture."""
-
 
 class Twins:
     """Who waits for whom. Not thread-safe."""
@@ -64,10 +61,13 @@ class Twins:
 
 
 def fingerprint(request: ImageRequest) -> bytes:
-    """Equal for requests of equal pictures, and only for them."""
+    """Equal for requests of equal pictures and priority: the urgent must not wait with others.
+
+    Adapters count by path, whatever is in the file.
+    """
     digest = hashlib.blake2b(digest_size=32)
     for field in dataclasses.fields(request):
-        if field.name not in _OWN:
+        if field.name != "id":
             _add(digest, getattr(request, field.name))
     return digest.digest()
 

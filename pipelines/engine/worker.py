@@ -85,7 +85,8 @@ class EngineWorker:
         with self._wake:
             if self._stopping:
                 raise EngineStopped("the engine is stopping and takes no more requests")
-            if request.id in self._clients:
+            # a canceled one may still be computed for others
+            if request.id in self._clients or self._twins.members(request.id):
                 raise InvalidRequest("id", f"id must be unique among those running: {request.id!r}")
             self._clients[request.id] = _Client(future, on_event)
             if self._twins.join(request.id, asked):

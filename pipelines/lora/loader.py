@@ -74,7 +74,8 @@ class LoraLoader:
     def ready(self) -> list[tuple[str, Exception | None]]:
         """Requests that may join now, their adapters held until `give_back`, or why not.
 
-        One for which there are too few slots waits until others give theirs back.
+        One for which there are too few slots waits until others give theirs back, whatever their
+        priorities.
         """
         ready: list[tuple[str, Exception | None]] = []
         blocked = False
@@ -83,22 +84,27 @@ class LoraLoader:
                 continue
             if (error := order.adapters.exception()) is not None:
                 ready.append((request_id, _as_error(error)))
-            elif not blocked and self._hold(request_id, order):
-                ready.append((request_id, None))
-            else:
+            elif blocked or not (ended := self._hold(request_id, order)):
                 blocked = blocked or time.monotonic() - order.ordered_at > PATIENCE_S
                 continue
+            else:
+                ready += ended
             del self._orders[request_id]
         return ready
 
-    def _hold(self, request_id: str, order: _Order) -> bool:
-        """All of a request's adapters or none."""
+    def _hold(self, request_id: str, order: _Order) -> list[tuple[str, Exception | None]]:
+        """All of a request's adapters or none; empty where too few slots are free."""
         held: list[str] = []
+        error = None
         for adapter in order.adapters.result():
-            if not self.bank.acquire(adapter):
+            try:
+                fits = self.bank.acquire(adapter)
+            except Exception as full:  # the device's memory, for one
+                fits, error = False, full.with_traceback(None)
+            if not fits:
                 for adapter_id in held:
                     self.bank.release(adapter_id)
-                return False
+                return [] if error is None else [(request_id, error)]
             held.append(adapter.id)
         pairs = list(zip(order.adapters.result(), order.uses, strict=True))
         worn = Worn(
@@ -108,7 +114,7 @@ class LoraLoader:
             ),
         )
         self._worn[request_id] = (worn, tuple(held))
-        return True
+        return [(request_id, None)]
 
     def worn(self, request_id: str) -> Worn:
         """What a request that joined wears."""

@@ -8,7 +8,15 @@ import pytest
 
 from deployments.tasks.errors import AlreadyEnded, NotQueued, StoreUnavailable
 from deployments.tasks.exchange import Beat
-from deployments.tasks.model import Kind, NewTask, Output, Progress, Status, TaskError
+from deployments.tasks.model import (
+    SCHEMA_VERSION,
+    Kind,
+    NewTask,
+    Output,
+    Progress,
+    Status,
+    TaskError,
+)
 from deployments.tasks.store import TaskStore
 
 PICTURE = Output(key="a/1-0.png", content_type="image/png", width=64, height=64)
@@ -394,7 +402,7 @@ async def test_a_record_of_a_newer_release_is_left_to_its_workers(
     store: TaskStore, submit, take, redis, key_prefix
 ):
     newer, ours = await submit("newer"), await submit("ours")
-    await redis.hset(f"{{{key_prefix}}}:task:{newer.id}", "v", 2)
+    await redis.hset(f"{{{key_prefix}}}:task:{newer.id}", "v", SCHEMA_VERSION + 1)
     assert [claimed.task.id for claimed in await take(5)] == [ours.id]
     assert await take(5) == []
     left = await store.get(newer.id)

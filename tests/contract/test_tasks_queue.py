@@ -317,10 +317,14 @@ async def test_a_claim_above_a_priority_leaves_the_rest_of_the_queue_alone(store
     assert [claimed.task.input["prompt"] for claimed in rest] == ["b", "a"]
 
 
-async def test_a_task_at_the_front_is_no_more_urgent_than_its_priority(store, submit):
+async def test_a_task_at_the_front_is_no_more_urgent_than_its_priority_and_in_nobody_s_way(
+    store, submit
+):
     await submit("urgent", priority=3)
     first = await submit("first")
     await store.move_to_front(first.id)
-    assert not await store.claim("sd", "w", limit=2, request_id="1", above=0)
-    claims = await store.claim("sd", "w", limit=2, request_id="2", above=-1)
-    assert [claimed.task.input["prompt"] for claimed in claims] == ["first", "urgent"]
+    assert not await store.claim("sd", "w", limit=2, request_id="1", above=3)
+    claims = await store.claim("sd", "w", limit=1, request_id="2", above=0)
+    assert [claimed.task.input["prompt"] for claimed in claims] == ["urgent"]
+    claims = await store.claim("sd", "w", limit=2, request_id="3", above=-1)
+    assert [claimed.task.input["prompt"] for claimed in claims] == ["first"]

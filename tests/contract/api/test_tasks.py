@@ -200,7 +200,7 @@ async def test_waiting_for_a_task_makes_no_progress_events(api):
     assert task_id not in renewal.watched
 
 
-async def test_where_too_many_wait_a_call_answers_at_once(api, monkeypatch):
+async def test_where_too_many_wait_a_call_answers_soon(api, monkeypatch):
     monkeypatch.setattr(services, "MAX_STREAMS", 0)
     task_id = await api.submit()
     answer = await asyncio.wait_for(

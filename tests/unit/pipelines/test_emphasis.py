@@ -126,3 +126,10 @@ def test_a_break_ends_a_chunk_and_one_at_the_end_starts_none() -> None:
     tokens: list[Token | None] = [*words(3), None, *words(2), None]
     assert chunk_tokens(tokens, 75, COMMA) == [words(3), words(2)]
     assert chunk_tokens([None, *words(2)], 75, COMMA) == [[], words(2)]
+
+
+def test_brackets_open_beyond_measure_are_refused_and_many_closed_ones_are_not() -> None:
+    assert parse_emphasis("(" * 32 + "a")[0][0] == "a"
+    with pytest.raises(ValueError, match="32 open brackets"):
+        parse_emphasis("([" * 16 + "(a")
+    assert len(parse_emphasis("(a) b " * 500)) == 1000
