@@ -137,6 +137,12 @@ class ModelSettings(Section):
     strength: float = Field(0.75, ge=0, le=1)
     scheduler: SchedulerName = "DPMSolverMultistepScheduler"
     max_rows: int = Field(16, ge=2, description="UNet rows in one batch (two a guided picture).")
+    urgent_pictures: int = Field(
+        0,
+        ge=0,
+        description="Pictures of higher priority that a full worker claims all the same, parking "
+        "running ones; they then end before tasks that were moved to the front. 0: none.",
+    )
     min_replicas: int = Field(1, ge=0)
     max_replicas: int = Field(1, ge=1)
     num_cpus: float = Field(1.0, ge=0)

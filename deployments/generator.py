@@ -100,7 +100,7 @@ class Generator:
             run=self._run,
             size_of=lambda task: int(task.input.get("num_images", 1)),
             capacity=preset.max_rows // 2 + PREFETCH,
-            urgent_room=preset.max_rows // 2,
+            urgent_room=preset.urgent_pictures,
             ready=self._works,
             info=self._info,
             on_claim=self._on_claim,
