@@ -5,7 +5,6 @@ colours. Everything between the two is the real thing.
 from __future__ import annotations
 
 import asyncio
-import socket
 import threading
 import uuid
 from collections.abc import Callable, Coroutine, Iterator
@@ -20,6 +19,7 @@ import uvicorn
 
 from configs.settings import Settings
 from deployments.api.app import create_app, open_services
+from deployments.cli.demo import free_port
 from deployments.local import LocalRedis
 from deployments.tasks.image import ImageJob
 from deployments.tasks.model import Claimed, Output
@@ -105,12 +105,6 @@ class Background:
     def stop(self) -> None:
         self._loop.call_soon_threadsafe(self._task.cancel)
         self._thread.join()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ import httpx
 import psutil
 
 from configs.settings import HttpSettings, Settings
+from deployments.cli.demo import free_port
 
 PROMPT = "portrait of a person with dark skin, long blonde hair, wearing a red hoodie"
 
@@ -94,12 +94,6 @@ def until(probe: Callable[[], Any], timeout_s: float, every_s: float = 0.1) -> A
         assert time.monotonic() < deadline, f"nothing after {timeout_s} s"
         time.sleep(every_s)
     return answer
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager

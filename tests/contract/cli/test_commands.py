@@ -191,6 +191,8 @@ def test_cancel_goes_through_all_ids_and_tells_those_that_could_not_be(
 
 def test_ctrl_c_cancels_the_task_and_exits_with_130(server: Any, tmp_path: Path) -> None:
     server.held.clear()
+    # a shell's background job ignores the signal, and its children would inherit that
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         [sys.executable, "-m", "deployments.cli", "generate", "x", "--url", server.url],
         cwd=tmp_path,
