@@ -54,7 +54,9 @@ def run(stage: str, args: argparse.Namespace) -> None:
             for size in (resolution.size, *resolution.others):
                 unet.latents_of(args.work, size, args.seed, device)
     elif stage == "decoder":
-        vae.train_decoder(args.work, samples, batch, args.seed, device)
+        size = unet.RESOLUTIONS["unet128"].size
+        latents = unet.latents_of(args.work, size, args.seed, device)
+        vae.train_decoder(args.work, latents, samples, batch, args.seed, device)
     elif stage == "text":
         text.train(args.work, samples, batch, args.seed, device)
     elif stage == "export":

@@ -18,6 +18,8 @@ HALF_SIZE_SHARE = 0.15
 FACE_SHARE = 0.5  # of the others
 _FACE_CORNERS = ((16, 20), (44, 45))  # (y, x): lowest and, excluded, highest corner of a crop
 _ANY_CORNERS = ((0, 0), (65, 65))
+FACE_BATCHES = 0.8  # of the `decoder` stage
+LATENTS_OFF = 0.1  # largest deviation of its scaled latents from the encoder's
 KL_WEIGHT = 2e-4  # on the KL per latent value, relative to reconstruction per pixel
 SD_SCALING = 0.18215  # Stable Diffusion's own, kept so that nothing special is needed to load this
 _CPU = torch.device("cpu")
@@ -221,10 +223,29 @@ def load_final(folder: Path, device: torch.device) -> AutoencoderKL:
     return vae.to(device).eval()
 
 
-def train_decoder(folder: Path, horizon: int, batch: int, seed: int, device: torch.device) -> None:
+def face_windows(
+    latents: torch.Tensor, pictures: np.ndarray, batch: int, rng: np.random.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(unscaled latents (batch, 4, 8, 8), pictures (batch, 3, 64, 64)) of the avatars' faces.
+
+    The latents are those of whole pictures, as the UNet draws them, slightly off, as it does too.
+    """
+    top, left = 4 + rng.integers(-1, 2), 4 + rng.integers(-1, 2)  # in latents of 8 px
+    rows = np.sort(rng.integers(0, len(latents), batch))
+    window = latents[rows, :, top : top + 8, left : left + 8].float()
+    off = torch.from_numpy(rng.standard_normal(window.shape, np.float32))
+    strength = LATENTS_OFF * torch.from_numpy(rng.random((batch, 1, 1, 1), np.float32))
+    cut = pictures[rows, top * 8 : top * 8 + CROP_PX, left * 8 : left * 8 + CROP_PX]
+    return (window + strength * off) / SD_SCALING, to_tensor(cut)
+
+
+def train_decoder(
+    folder: Path, latents: torch.Tensor, horizon: int, batch: int, seed: int, device: torch.device
+) -> None:
     """Stage `decoder`: sharpen the decoder alone to `horizon` crops; the latents stay as they are.
 
-    It may run before, beside or after the UNet stages.
+    It may run before, beside or after the UNet stages. `latents` (n, 4, 16, 16) are the scaled
+    ones of the first n pictures.
     """
     modules = nn.ModuleDict({"vae": load_final(folder, device)})
     stage = Stage(folder / "decoder.pt", modules, 6e-4, horizon, batch, seed + 1, device, 0.998)
@@ -236,11 +257,14 @@ def train_decoder(folder: Path, horizon: int, batch: int, seed: int, device: tor
     pictures = open_pictures(folder)
     while stage.samples < horizon:
         rng = np.random.default_rng([seed, 1, stage.samples])
-        images = crops(pictures, batch, rng).to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        if rng.random() < FACE_BATCHES:
+            codes, images = (t.to(device) for t in face_windows(latents, pictures, batch, rng))
+        else:
+            images = crops(pictures, batch, rng).to(device)
             with torch.no_grad():
-                latents = vae.encode(images).latent_dist.sample()
-            decoded = vae.decode(latents).sample
+                codes = vae.encode(images).latent_dist.sample()
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            decoded = vae.decode(codes).sample
         loss = reconstruction_loss(decoded.float(), images)
         stage.update(loss)
         progress.add(rec=loss)
