@@ -69,6 +69,11 @@ class Components:
         return int(self.unet.config.in_channels)
 
     @property
+    def embeds_guidance(self) -> bool:
+        """Whether the UNet takes the guidance scale as an input (full LCM checkpoints): one row."""
+        return self.unet.config.time_cond_proj_dim is not None
+
+    @property
     def num_train_timesteps(self) -> int:
         """Steps of the training schedule: no sampler can take more."""
         return int(self.scheduler_config.get("num_train_timesteps", 1000))
@@ -173,7 +178,7 @@ def _model_index(source: str) -> Mapping[str, Any]:
     missing = [
         k for k in ("unet", "vae", "scheduler", "text_encoder", "tokenizer") if not _has(index, k)
     ]
-    if not name.startswith("StableDiffusion") or missing:
+    if not name.startswith(("StableDiffusion", "LatentConsistencyModel")) or missing:
         raise ModelError(
             f"{source}: {name} with no {', '.join(missing) or 'fitting class'}; "
             "a Stable Diffusion or SDXL pipeline is needed"
@@ -301,8 +306,6 @@ def _check_architecture(name: str, unet: Any, vae: Any, *, is_xl: bool) -> None:
             f"must be {latents} or, to inpaint, {2 * latents + 1}: edit checkpoints are not "
             "supported"
         )
-    if unet.time_cond_proj_dim is not None:
-        raise ModelError(f"{name}: guidance-distilled UNets (time_cond_proj_dim) are not supported")
     if unet.addition_embed_type != ("text_time" if is_xl else None):
         raise ModelError(
             f"{name}: addition_embed_type {unet.addition_embed_type!r} is unknown here"

@@ -88,6 +88,9 @@ def _conditions(rows: Sequence[Row]) -> dict[str, Any]:
     if pooled:
         added = {"text_embeds": torch.cat(pooled), "time_ids": torch.cat(time_ids)}
         conditions["added_cond_kwargs"] = added
+    scales = [row.state.timestep_cond for row in rows if row.state.timestep_cond is not None]
+    if scales:
+        conditions["timestep_cond"] = torch.cat(scales)
     return conditions
 
 

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import torch
+from diffusers import StableDiffusionPipeline
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.utils.torch_utils import randn_tensor
 
@@ -45,7 +46,9 @@ def prepare(
     for i, request in enumerate(requests):
         mine = {field: embeds[text] for field, text in texts[i].items()}
         rows = {kind: moments[source.digest] for kind, source in sources[i].items()}
-        state = _state(parts, request, *_conditioning(prompts, request, texts[i], mine), rows)
+        state = _state(
+            parts, request, *_conditioning(parts, prompts, request, texts[i], mine), rows
+        )
         state.loras = worn[i].unet
         states.append(state)
     return states
@@ -63,7 +66,7 @@ def _texts(parts: Components, request: ImageRequest, worn: Worn) -> dict[str, Pr
     """The prompts to encode, by field."""
     weighting, long = request.prompt_weighting, request.long_prompt
     texts = {"prompt": Prompt(request.prompt, request.clip_skip, weighting, long, worn.text)}
-    if guided(request) and not _zero_negative(parts, request):
+    if guided(parts, request) and not _zero_negative(parts, request):
         # diffusers skips no layers for the negative prompt
         texts["negative_prompt"] = Prompt(request.negative_prompt, 0, weighting, long, worn.text)
     for field, text in texts.items():
@@ -80,6 +83,7 @@ def _zero_negative(parts: Components, request: ImageRequest) -> bool:
 
 
 def _conditioning(
+    parts: Components,
     prompts: PromptCache,
     request: ImageRequest,
     texts: Mapping[str, Prompt],
@@ -87,7 +91,7 @@ def _conditioning(
 ) -> tuple[PromptEmbeds, PromptEmbeds | None]:
     """What the two rows get, the shorter prompt filled up with empty chunks."""
     positive, negative = embeds["prompt"], embeds.get("negative_prompt")
-    if not guided(request):
+    if not guided(parts, request):
         return positive, None
     if negative is None:
         return positive, positive.zeros()
@@ -165,8 +169,9 @@ def _state(
         sampler=sampler,
         positive=positive,
         negative=negative,
-        guided_steps=_guided_steps(request, sampler.steps),
+        guided_steps=_guided_steps(parts, request, sampler.steps),
         time_ids=_time_ids(parts, request),
+        timestep_cond=_timestep_cond(parts, request),
     )
     if "masked" in moments:
         masked = _sample(parts, moments["masked"], generator)
@@ -179,8 +184,8 @@ def _state(
     return state
 
 
-def _guided_steps(request: ImageRequest, steps: int) -> range:
-    if not guided(request):
+def _guided_steps(parts: Components, request: ImageRequest, steps: int) -> range:
+    if not guided(parts, request):
         return range(0)
     start, stop = request.guidance_interval
     return range(round(start * steps), round(stop * steps))
@@ -199,6 +204,19 @@ def _noise(parts: Components, request: ImageRequest, generator: torch.Generator)
 def _sample(parts: Components, moments: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     sample = DiagonalGaussianDistribution(moments).sample(generator)
     return scale(parts, sample.to(parts.dtype))
+
+
+def _timestep_cond(parts: Components, request: ImageRequest) -> torch.Tensor | None:
+    """The guidance scale, embedded."""
+    if not parts.embeds_guidance:
+        return None
+    # a method in name only: it makes no use of its pipeline
+    embedding: torch.Tensor = StableDiffusionPipeline.get_guidance_scale_embedding(
+        None,
+        torch.tensor([request.guidance_scale - 1]),
+        embedding_dim=parts.unet.config.time_cond_proj_dim,
+    )
+    return embedding.to(parts.device, parts.dtype)
 
 
 def _time_ids(parts: Components, request: ImageRequest) -> torch.Tensor | None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from pipelines.components import Components
 from pipelines.engine.request import ImageRequest
 from pipelines.errors import NonFiniteOutput
 from pipelines.lora.bank import RowLoras
@@ -40,6 +41,8 @@ class ImageState:
     """The steps that guidance is on at."""
     time_ids: torch.Tensor | None = None
     """SDXL, 1 x 6."""
+    timestep_cond: torch.Tensor | None = None
+    """The guidance scale as UNets that embed it take it, 1 x time_cond_proj_dim."""
     loras: RowLoras = ()
     """What its UNet rows wear."""
     extra_channels: torch.Tensor | None = None
@@ -79,14 +82,14 @@ class ImageState:
         return 2 if len(steps) and self.step_index < steps.stop else 1
 
 
-def guided(request: ImageRequest) -> bool:
+def guided(parts: Components, request: ImageRequest) -> bool:
     """Whether classifier-free guidance is on, as in diffusers, at some steps at least."""
-    return request.guidance_scale > 1
+    return request.guidance_scale > 1 and not parts.embeds_guidance
 
 
-def row_count(request: ImageRequest) -> int:
+def row_count(parts: Components, request: ImageRequest) -> int:
     """UNet rows of this request's dearest step."""
-    return 2 if guided(request) else 1
+    return 2 if guided(parts, request) else 1
 
 
 def non_finite(state: ImageState, where: str) -> NonFiniteOutput:

@@ -130,7 +130,9 @@ class Engine:
 
     def _enter(self, request: ImageRequest) -> None:
         key = self.diffusion.batch_key(request)
-        self.scheduler.add(Ticket(request.id, key, row_count(request), request.priority))
+        self.scheduler.add(
+            Ticket(request.id, key, row_count(self.components, request), request.priority)
+        )
 
     def cancel(self, request_id: str) -> None:
         """Ends a request at the next step, before any more rows are run for it."""

@@ -129,7 +129,7 @@ class EngineWorker:
         self._abandon(EngineStopped("the engine stopped before this picture was done"))
 
     def stats(self) -> EngineStats:
-        scheduler = self._engine.scheduler
+        scheduler, parts = self._engine.scheduler, self._engine.components
         with self._wake:
             return EngineStats(
                 alive=self._thread.is_alive(),
@@ -138,7 +138,8 @@ class EngineWorker:
                 max_rows=scheduler.max_rows,
                 waiting=scheduler.waiting + len(self._arrived),
                 loading=self._engine.loras.waiting,
-                waiting_rows=scheduler.waiting_rows + sum(row_count(r) for r in self._arrived),
+                waiting_rows=scheduler.waiting_rows
+                + sum(row_count(parts, r) for r in self._arrived),
                 running=scheduler.running,
                 decoding=self._engine.decoding,
                 batch_rows=self._engine.forward.rows,

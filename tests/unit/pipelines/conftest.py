@@ -183,7 +183,7 @@ def plain_diffusers(sd_folder: Path, xl_folder: Path) -> Callable[..., Picture]:
             family = "StableDiffusionXL" if components.is_xl else "StableDiffusion"
             folder = xl_folder if components.is_xl else sd_folder
             pipe = getattr(diffusers, f"{family}{mode}Pipeline").from_pretrained(folder)
-            if components.in_channels == 9:
+            if components.in_channels == 9 or components.embeds_guidance:
                 pipe.register_modules(unet=components.unet)
             if not components.is_xl:
                 # diffusers looks for the norm of skipped layers where transformers 4 had it
