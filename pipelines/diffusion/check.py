@@ -13,6 +13,9 @@ from pipelines.engine.request import ImageRequest
 from pipelines.errors import InvalidRequest
 from pipelines.samplers import SAMPLERS, max_steps, min_steps, supported_schedules
 
+MAX_DEEP_CACHE = 10
+"""Steps between two runs of the deep layers: beyond it nothing is left of the picture."""
+
 
 def check_request(request: ImageRequest, components: Components) -> None:
     """Raises InvalidRequest, with the field, the limit and the given value."""
@@ -22,6 +25,10 @@ def check_request(request: ImageRequest, components: Components) -> None:
         raise InvalidRequest("strength", f"strength must be 0..1, got {request.strength}")
     if not 0 <= request.seed < 2**63:
         raise InvalidRequest("seed", f"seed must be 0..2**63-1, got {request.seed}")
+    if not 1 <= request.deep_cache <= MAX_DEEP_CACHE:
+        raise InvalidRequest(
+            "deep_cache", f"deep_cache must be 1..{MAX_DEEP_CACHE}, got {request.deep_cache}"
+        )
     _check_prompts(request, components)
     _check_size(request, components.size_multiple)
     _check_images(request)

@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional
 
 from pipelines.components import Components
+from pipelines.diffusion.deep_cache import reusing_forward
 from pipelines.diffusion.state import ImageState, non_finite
 from pipelines.lora.bank import LoraBank
 from pipelines.prompt import PromptEmbeds
@@ -26,8 +27,21 @@ class Row(NamedTuple):
 def denoise(parts: Components, bank: LoraBank, states: Sequence[ImageState]) -> list[torch.Tensor]:
     """The guided noise prediction of each state, 1 x C x H x W.
 
-    All states share one batch key. A state whose prediction is not finite gets its `error`.
+    All states share one batch key; full and shallow ones have a forward each. A state whose
+    prediction is not finite gets its `error`.
     """
+    predicted: dict[int, torch.Tensor] = {}
+    for shallow in (False, True):
+        alike = [i for i, state in enumerate(states) if state.shallow is shallow]
+        if alike:
+            noise_preds = _denoise_alike(parts, bank, [states[i] for i in alike])
+            predicted |= zip(alike, noise_preds, strict=True)
+    return [predicted[i] for i in range(len(states))]
+
+
+def _denoise_alike(
+    parts: Components, bank: LoraBank, states: Sequence[ImageState]
+) -> list[torch.Tensor]:
     order = sorted(range(len(states)), key=lambda i: not states[i].guided)
     ordered = [states[i] for i in order]
     # rows: the unconditional of those with guidance, then the conditional of all
@@ -37,12 +51,13 @@ def denoise(parts: Components, bank: LoraBank, states: Sequence[ImageState]) -> 
     inputs = [_model_input(state, parts.dtype) for state in ordered]
     times = [row.state.sampler.timestep for row in rows]
     with bank.rows("unet", [row.state.loras for row in rows]):
-        noise = parts.unet(
+        noise = reusing_forward(
+            parts.unet,
+            ordered,
             torch.cat(inputs[:pairs] + inputs),
             torch.tensor(times, dtype=torch.float32, device=parts.device),
-            return_dict=False,
             **_conditions(rows),
-        )[0]
+        )
     uncond, cond = noise[:pairs], noise[pairs:]
     predicted = torch.cat([_guide(ordered[:pairs], uncond, cond[:pairs]), cond[pairs:]])
     finite = torch.isfinite(predicted).flatten(1).all(1).tolist()
@@ -134,6 +149,8 @@ def _finish_step(state: ImageState, noise_pred: torch.Tensor) -> None:
         if isinstance(state.sampler, SchedulerState):
             state.sampler.advance(noise_pred)
         _blend(state)
+        if state.done or not state.shallow:
+            state.deep = None
     except Exception as error:
         state.error = error
 

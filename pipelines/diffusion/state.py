@@ -48,6 +48,9 @@ class ImageState:
     extra_channels: torch.Tensor | None = None
     """Inpainting checkpoints: mask and masked image, 1 x 5 x height x width, behind the latents."""
     blend: Blend | None = None
+    deep: torch.Tensor | None = None
+    """What the last layer of the UNet got from below at the latest full step, rows x C x H x W:
+    the unconditional row's, where it had one, then the conditional's; None once of no use."""
     error: Exception | None = None
     """Why this request, and only it, has failed."""
 
@@ -69,6 +72,17 @@ class ImageState:
     def guided(self) -> bool:
         """Whether guidance is on at the next step."""
         return self.step_index in self.guided_steps
+
+    @property
+    def shallow(self) -> bool:
+        """Whether the next step takes the deep features of an earlier one.
+
+        Ruled by the request alone, not by who is beside it. Every `deep_cache`th step is full, and
+        one at which guidance comes on, for its second row has no features yet.
+        """
+        if self.deep is None or self.step_index % self.request.deep_cache == 0:
+            return False
+        return self.rows <= len(self.deep)
 
     @property
     def rows(self) -> int:

@@ -72,6 +72,9 @@ class ImageRequest:
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     """Guidance is on from the first to the second of these shares of the steps, each 0..1; outside
     it a step takes one UNet row."""
+    deep_cache: int = 1
+    """The deep layers of the UNet run at every so many-th step, and their features are taken again
+    at the steps between (DeepCache), which changes the picture; 1: they run at every step."""
     loras: tuple[LoraUse, ...] = ()
     """Their effects add up."""
     priority: int = 0

@@ -41,6 +41,8 @@ MakeImage = Callable[..., Picture]
         ("guidance_interval", (0.5, 0.2), "0.5, 0.2"),
         ("guidance_interval", (0.0, 1.1), "0..1"),
         ("guidance_interval", (math.nan, 1.0), "nan"),
+        ("deep_cache", 0, "1..10"),
+        ("deep_cache", 11, "got 11"),
         ("clip_skip", -1, "0..2"),
         ("clip_skip", 3, "got 3"),
         ("seed", -1, "2**63-1"),

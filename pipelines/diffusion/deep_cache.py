@@ -1,0 +1,98 @@
+"""Feature reuse between steps: the deep layers of a UNet run at some steps only.
+
+DeepCache (Ma, Fang and Wang, "DeepCache: Accelerating Diffusion Models for Free", CVPR 2024) at its
+outermost skip connection: what comes up into the last layer changes slowly from step to step, so it
+is kept, and a shallow step runs that layer alone, with the skip connection from the new latents.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipelines.diffusion.state import ImageState
+
+
+def reusing_forward(
+    unet: Any, states: Sequence[ImageState], *inputs: torch.Tensor, **conditions: Any
+) -> torch.Tensor:
+    """The UNet's output for rows of states that are all full, or all shallow.
+
+    The rows are the unconditional ones of those with guidance, which come first, then the
+    conditional ones of all. A state that will reuse features gets those of a full forward; done
+    twice, it makes no difference.
+    """
+    pairs = sum(state.guided for state in states)
+    kept = [state.deep for state in states if state.shallow and state.deep is not None]
+    if kept:
+        deep = torch.cat([rows[:1] for rows in kept[:pairs]] + [rows[-1:] for rows in kept])
+        return shallow_forward(unet, deep, *inputs, **conditions)
+    if all(state.request.deep_cache == 1 for state in states):
+        output: torch.Tensor = unet(*inputs, return_dict=False, **conditions)[0]
+        return output
+    output, deep = full_forward(unet, *inputs, **conditions)
+    for i, state in enumerate(states):
+        if state.request.deep_cache > 1:
+            mine = [i, pairs + i] if state.guided else [pairs + i]
+            state.deep = deep[mine]  # a copy: a view would keep all rows in memory
+    return output
+
+
+def full_forward(unet: Any, *inputs: Any, **conditions: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """The UNet's output, and what its last layer gets from below: rows x C x H x W each."""
+    deep: list[torch.Tensor] = []
+    skipped = unet.conv_in.out_channels  # of the skip connection, put behind what comes from below
+
+    def keep(layer: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        deep.append(args[0][:, :-skipped])
+
+    hook = unet.up_blocks[-1].resnets[-1].register_forward_pre_hook(keep)
+    try:
+        output = unet(*inputs, return_dict=False, **conditions)[0]
+    finally:
+        hook.remove()
+    return output, deep[0]
+
+
+def shallow_forward(unet: Any, deep: torch.Tensor, *inputs: Any, **conditions: Any) -> torch.Tensor:
+    """The output of the UNet if its last layer got `deep` from below."""
+    output: torch.Tensor = _shallow(unet, deep)(*inputs, return_dict=False, **conditions)[0]
+    return output
+
+
+class _Kept(nn.Module):
+    """In the place of all deep layers."""
+
+    def __init__(self, deep: torch.Tensor) -> None:
+        super().__init__()
+        self.deep = deep
+
+    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return self.deep
+
+
+def _shallow(unet: Any, deep: torch.Tensor) -> Any:
+    """A UNet of the first convolution, `deep`, and the last layer, which are the UNet's own.
+
+    Made for one forward, so that it is what the UNet is now; that takes microseconds.
+    """
+    last = _like(unet.up_blocks[-1])
+    last.resnets = last.resnets[-1:]
+    if hasattr(last, "attentions"):
+        last.attentions = last.attentions[-1:]
+    shallow = _like(unet)
+    shallow.down_blocks = nn.ModuleList()
+    shallow.mid_block = _Kept(deep)
+    shallow.up_blocks = nn.ModuleList([last])
+    return shallow
+
+
+def _like(module: Any) -> Any:
+    """A module of the same submodules and weights whose submodules may be exchanged."""
+    twin = copy.copy(module)
+    twin._modules = dict(module._modules)
+    return twin
