@@ -128,6 +128,11 @@ class ModelSettings(Section):
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
         "auto", description="auto: float32 on a CPU, float16 on a GPU."
     )
+    tiny_vae: str | None = Field(
+        None,
+        description="A diffusers folder or hub id of an AutoencoderTiny (TAESD) for this model: "
+        "draws previews, and pictures with `tiny_decode`.",
+    )
     width: int | None = Field(
         None, ge=64, multiple_of=8, description="Default; None: the model's own."
     )

@@ -346,7 +346,11 @@ def load_model(preset: ModelSettings) -> Components:
         preset.num_threads or max(1, (os.cpu_count() or 1) // preset.max_replicas)
     )
     return load_components(
-        preset.source, config=preset.config, device=preset.device, dtype=preset.dtype
+        preset.source,
+        config=preset.config,
+        device=preset.device,
+        dtype=preset.dtype,
+        tiny_vae=preset.tiny_vae,
     )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,8 @@ class Components:
     """SDXL: the negative row is zeros where a request has no negative prompt."""
     device: torch.device
     dtype: torch.dtype
+    tiny_vae: Any | None = None
+    """A distilled decoder of the same latents, for previews and for pictures that ask for it."""
 
     @property
     def vae_scale_factor(self) -> int:
@@ -80,14 +82,20 @@ class Components:
 
 
 def load_components(
-    source: str, *, config: str | None = None, device: str = "auto", dtype: str = "auto"
+    source: str,
+    *,
+    config: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    tiny_vae: str | None = None,
 ) -> Components:
     """Loads `source`: a hub id, a diffusers folder, or a single .safetensors file.
 
     `config` is a diffusers folder or hub id with the configuration of a single file; given a
-    folder, nothing is downloaded. `dtype` auto is float32 on a CPU, else float16. Raises
-    ModelError, which names the file or the keys, for a checkpoint that is missing, damaged,
-    incomplete, not finite, pickled, or of another architecture.
+    folder, nothing is downloaded. `dtype` auto is float32 on a CPU, else float16. `tiny_vae` is
+    a diffusers folder or hub id of an AutoencoderTiny. Raises ModelError, which names the file or
+    the keys, for a checkpoint that is missing, damaged, incomplete, not finite, pickled, or of
+    another architecture.
     """
     torch_device = _device(device)
     torch_dtype = _dtype(dtype, torch_device)
@@ -97,7 +105,9 @@ def load_components(
         pipe = _load_file(path, config, torch_dtype)
     else:
         pipe = _load_folder(source, torch_dtype)
-    return _components(path.stem if path.is_file() else path.name, pipe, torch_device, torch_dtype)
+    name = path.stem if path.is_file() else path.name
+    parts = _components(name, pipe, torch_device, torch_dtype)
+    return parts if tiny_vae is None else replace(parts, tiny_vae=_tiny_vae(tiny_vae, parts))
 
 
 def _components(name: str, pipe: Any, device: torch.device, dtype: torch.dtype) -> Components:
@@ -219,11 +229,13 @@ def _folder_modules(
     return modules
 
 
-def _load(source: str, cls: Any, where: Mapping[str, Any], part: str) -> Any:
+def _load(source: str, cls: Any, where: Mapping[str, Any], part: str | None) -> Any:
+    """A module from a folder's part; None: the folder is the module's own."""
     try:
         return cls.from_pretrained(subfolder=part, **where)
     except Exception as error:
-        raise ModelError(f"{source}: {part} does not load: {_line(error)}") from error
+        name = part or cls.__name__
+        raise ModelError(f"{source}: {name} does not load: {_line(error)}") from error
 
 
 def _pipeline(parts: dict[str, Any], index: Mapping[str, Any], *, is_xl: bool) -> Any:
@@ -237,6 +249,27 @@ def _pipeline(parts: dict[str, Any], index: Mapping[str, Any], *, is_xl: bool) -
     return diffusers.StableDiffusionPipeline(
         **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
     )
+
+
+def _tiny_vae(source: str, parts: Components) -> Any:
+    where = {
+        "pretrained_model_name_or_path": source,
+        "local_files_only": Path(source).is_dir(),
+        "use_safetensors": True,
+        "output_loading_info": True,
+        "torch_dtype": parts.dtype,
+    }
+    tiny, info = _load(source, diffusers.AutoencoderTiny, where, None)
+    if info["missing_keys"]:
+        raise ModelError(f"{source}: the tiny VAE lacks {_some(info['missing_keys'])}")
+    channels, factor = tiny.config.latent_channels, 2 ** (len(tiny.config.block_out_channels) - 1)
+    if (channels, factor) != (parts.vae.config.latent_channels, parts.vae_scale_factor):
+        raise ModelError(
+            f"{source}: decodes latents of {channels} channels, each {factor} pixels wide; those "
+            f"of {parts.name} have {parts.vae.config.latent_channels} and {parts.vae_scale_factor}"
+        )
+    _check_weights(source, tiny)
+    return tiny.to(parts.device).eval().requires_grad_(False)
 
 
 # --- a single file ---------------------------------------------------------------------------

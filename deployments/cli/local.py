@@ -102,7 +102,11 @@ def load(preset: ModelSettings) -> Components:
 
         torch.set_num_threads(preset.num_threads)
     return load_components(
-        preset.source, config=preset.config, device=preset.device, dtype=preset.dtype
+        preset.source,
+        config=preset.config,
+        device=preset.device,
+        dtype=preset.dtype,
+        tiny_vae=preset.tiny_vae,
     )
 
 

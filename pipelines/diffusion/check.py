@@ -29,6 +29,11 @@ def check_request(request: ImageRequest, components: Components) -> None:
         raise InvalidRequest(
             "deep_cache", f"deep_cache must be 1..{MAX_DEEP_CACHE}, got {request.deep_cache}"
         )
+    if request.tiny_decode and components.tiny_vae is None:
+        raise InvalidRequest(
+            "tiny_decode",
+            "tiny_decode must be false for this model, which has no tiny VAE, got true",
+        )
     _check_prompts(request, components)
     _check_size(request, components.size_multiple)
     _check_images(request)

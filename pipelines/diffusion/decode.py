@@ -14,22 +14,33 @@ from pipelines.engine.request import ImageRequest, Picture
 
 
 def decode(parts: Components, states: Sequence[ImageState]) -> list[Picture]:
-    """Pictures of states of one size.
+    """Pictures of states of one size, each by the VAE that its request asks for.
 
     A state whose picture is not finite gets its `error`; its picture means nothing.
     """
-    pictures, finite = decode_latents(parts, torch.cat([state.sampler.latents for state in states]))
-    for state, ok in zip(states, finite, strict=True):
-        if not ok:
-            state.error = non_finite(state, "the VAE")
-    return _pasted(states, pictures)
+    pictures: dict[int, Picture] = {}
+    for tiny in (False, True):
+        alike = [i for i, state in enumerate(states) if state.request.tiny_decode is tiny]
+        if not alike:
+            continue
+        latents = torch.cat([states[i].sampler.latents for i in alike])
+        drawn, finite = decode_latents(parts, latents, tiny=tiny)
+        pictures |= zip(alike, drawn, strict=True)
+        for i, ok in zip(alike, finite, strict=True):
+            if not ok:
+                states[i].error = non_finite(states[i], "the VAE")
+    return _pasted(states, [pictures[i] for i in range(len(states))])
 
 
 def preview(parts: Components, states: Sequence[ImageState]) -> list[Picture]:
-    """As `decode`, of what the pictures are expected to become; changes no state."""
+    """What the pictures are expected to become, by the tiny VAE if there is one.
+
+    Changes no state.
+    """
     samplers = [state.sampler for state in states]
     latents = [sampler.latents if sampler.x0 is None else sampler.x0 for sampler in samplers]
-    return _pasted(states, decode_latents(parts, torch.cat(latents))[0])
+    tiny = parts.tiny_vae is not None
+    return _pasted(states, decode_latents(parts, torch.cat(latents), tiny=tiny)[0])
 
 
 def _pasted(states: Sequence[ImageState], pictures: Sequence[Picture]) -> list[Picture]:

@@ -85,5 +85,8 @@ class Diffusion:
         return decode(self.components, states)
 
     def preview(self, states: Sequence[ImageState]) -> list[Picture]:
-        """As `decode`, of what the pictures are expected to become; changes no state."""
+        """What the pictures are expected to become, by the tiny VAE if there is one.
+
+        Changes no state.
+        """
         return preview(self.components, states)

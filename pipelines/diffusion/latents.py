@@ -72,10 +72,19 @@ def encode_pixels(parts: Components, pixels: Mapping[Key, torch.Tensor]) -> dict
     return moments
 
 
-def decode_latents(parts: Components, latents: torch.Tensor) -> tuple[list[Picture], list[bool]]:
-    """Pictures, rounded as diffusers rounds them, and whether each was finite."""
-    vae = parts.vae
-    pixels = vae.decode(unscale(parts, latents.to(vae.dtype)), return_dict=False)[0].float()
+def decode_latents(
+    parts: Components, latents: torch.Tensor, *, tiny: bool = False
+) -> tuple[list[Picture], list[bool]]:
+    """Pictures, rounded as diffusers rounds them, and whether each was finite.
+
+    `tiny`: by `parts.tiny_vae`, which there must be.
+    """
+    if tiny and (vae := parts.tiny_vae) is not None:
+        scaled = latents.to(vae.dtype) / vae.config.scaling_factor
+    else:
+        vae = parts.vae
+        scaled = unscale(parts, latents.to(vae.dtype))
+    pixels = vae.decode(scaled, return_dict=False)[0].float()
     finite = torch.isfinite(pixels).flatten(1).all(1).tolist()
     # clamp keeps NaN, whose conversion to uint8 is undefined
     levels = (torch.nan_to_num(pixels) * 0.5 + 0.5).clamp(0, 1) * 255

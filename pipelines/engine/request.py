@@ -75,6 +75,8 @@ class ImageRequest:
     deep_cache: int = 1
     """The deep layers of the UNet run at every so many-th step, and their features are taken again
     at the steps between (DeepCache), which changes the picture; 1: they run at every step."""
+    tiny_decode: bool = False
+    """The picture is decoded by the tiny VAE, which is much faster and loses some detail."""
     loras: tuple[LoraUse, ...] = ()
     """Their effects add up."""
     priority: int = 0

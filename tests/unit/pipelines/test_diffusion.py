@@ -42,6 +42,7 @@ MakeImage = Callable[..., Picture]
         ("guidance_interval", (0.0, 1.1), "0..1"),
         ("guidance_interval", (math.nan, 1.0), "nan"),
         ("deep_cache", 0, "1..10"),
+        ("tiny_decode", True, "no tiny VAE"),
         ("deep_cache", 11, "got 11"),
         ("clip_skip", -1, "0..2"),
         ("clip_skip", 3, "got 3"),

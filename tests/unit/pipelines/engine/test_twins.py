@@ -154,6 +154,7 @@ def test_twins_may_be_submitted_and_canceled_from_many_threads(
         {"loras": (LoraUse(Path("a.safetensors"), 0.5),)},
         {"guidance_interval": (0.0, 0.5)},
         {"deep_cache": 2},
+        {"tiny_decode": True},
     ],
     ids=lambda change: next(iter(change)),
 )
