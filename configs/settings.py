@@ -133,6 +133,11 @@ class ModelSettings(Section):
         description="A diffusers folder or hub id of an AutoencoderTiny (TAESD) for this model: "
         "draws previews, and pictures with `tiny_decode`.",
     )
+    compile: bool = Field(
+        False,
+        description="torch.compile the UNet's transformer blocks: faster steps after a slow first "
+        "one of each picture size and number of rows. On a CPU it needs a C++ compiler.",
+    )
     width: int | None = Field(
         None, ge=64, multiple_of=8, description="Default; None: the model's own."
     )

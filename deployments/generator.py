@@ -26,6 +26,7 @@ from deployments.storage.store import ObjectStore, StorageUnavailable
 from deployments.tasks.image import ImageJob
 from deployments.tasks.model import Output, Progress, Task
 from deployments.tasks.store import TaskStore
+from pipelines.compilation import compile_blocks
 from pipelines.components import Components, load_components
 from pipelines.engine.request import EngineEvent, EventKind, ImageResult, Mask, Picture
 from pipelines.engine.worker import EngineWorker
@@ -345,13 +346,14 @@ def load_model(preset: ModelSettings) -> Components:
     torch.set_num_threads(
         preset.num_threads or max(1, (os.cpu_count() or 1) // preset.max_replicas)
     )
-    return load_components(
+    components = load_components(
         preset.source,
         config=preset.config,
         device=preset.device,
         dtype=preset.dtype,
         tiny_vae=preset.tiny_vae,
     )
+    return compile_blocks(components) if preset.compile else components
 
 
 async def patiently(call: Callable[[], Awaitable[T]]) -> T:

@@ -44,6 +44,8 @@ class Components:
     dtype: torch.dtype
     tiny_vae: Any | None = None
     """A distilled decoder of the same latents, for previews and for pictures that ask for it."""
+    compiled: bool = False
+    """The UNet's transformer blocks are compiled, for static shapes: `pipelines.compilation`."""
 
     @property
     def vae_scale_factor(self) -> int:
@@ -117,6 +119,10 @@ def _components(name: str, pipe: Any, device: torch.device, dtype: torch.dtype) 
     for module in (pipe.unet, pipe.vae, *encoders):
         _check_weights(name, module)
         module.to(device).eval().requires_grad_(False)
+    if device.type != "mps":
+        # faster convolutions, of the same sums: 1.0 to 1.3 times on a CPU
+        for module in (pipe.unet, pipe.vae):
+            module.to(memory_format=torch.channels_last)
     if is_xl and dtype is torch.float16 and pipe.vae.config.force_upcast:
         # this VAE overflows in float16; diffusers upcasts it around every use
         pipe.vae.to(torch.float32)

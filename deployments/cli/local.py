@@ -91,6 +91,7 @@ def load(preset: ModelSettings) -> Components:
     import diffusers
     import transformers
 
+    from pipelines.compilation import compile_blocks
     from pipelines.components import load_components
 
     # their bars and advice would stand among our own lines
@@ -101,13 +102,14 @@ def load(preset: ModelSettings) -> Components:
         import torch
 
         torch.set_num_threads(preset.num_threads)
-    return load_components(
+    components = load_components(
         preset.source,
         config=preset.config,
         device=preset.device,
         dtype=preset.dtype,
         tiny_vae=preset.tiny_vae,
     )
+    return compile_blocks(components) if preset.compile else components
 
 
 def job_of(order: ImageOrder, default_size: int) -> ImageJob:

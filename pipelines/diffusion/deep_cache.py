@@ -23,13 +23,14 @@ def reusing_forward(
     """The UNet's output for rows of states that are all full, or all shallow.
 
     The rows are the unconditional ones of those with guidance, which come first, then the
-    conditional ones of all. A state that will reuse features gets those of a full forward; done
-    twice, it makes no difference.
+    conditional ones of all, then the last one again, as padding. A state that will
+    reuse features gets those of a full forward; done twice, it makes no difference.
     """
     pairs = sum(state.guided for state in states)
     kept = [state.deep for state in states if state.shallow and state.deep is not None]
     if kept:
-        deep = torch.cat([rows[:1] for rows in kept[:pairs]] + [rows[-1:] for rows in kept])
+        rows = [rows[:1] for rows in kept[:pairs]] + [rows[-1:] for rows in kept]
+        deep = torch.cat(rows + rows[-1:] * (len(inputs[0]) - len(rows)))
         return shallow_forward(unet, deep, *inputs, **conditions)
     if all(state.request.deep_cache == 1 for state in states):
         output: torch.Tensor = unet(*inputs, return_dict=False, **conditions)[0]

@@ -50,6 +50,11 @@ def _denoise_alike(
     rows += [Row(state, state.positive) for state in ordered]
     inputs = [_model_input(state, parts.dtype) for state in ordered]
     times = [row.state.sampler.timestep for row in rows]
+    count = len(rows)
+    if parts.compiled:
+        padding = row_bucket(count) - count
+        rows, times = rows + rows[-1:] * padding, times + times[-1:] * padding
+        inputs += inputs[-1:] * padding
     with bank.rows("unet", [row.state.loras for row in rows]):
         noise = reusing_forward(
             parts.unet,
@@ -57,7 +62,7 @@ def _denoise_alike(
             torch.cat(inputs[:pairs] + inputs),
             torch.tensor(times, dtype=torch.float32, device=parts.device),
             **_conditions(rows),
-        )
+        )[:count]
     uncond, cond = noise[:pairs], noise[pairs:]
     predicted = torch.cat([_guide(ordered[:pairs], uncond, cond[:pairs]), cond[pairs:]])
     finite = torch.isfinite(predicted).flatten(1).all(1).tolist()
@@ -67,6 +72,11 @@ def _denoise_alike(
         if not finite[row]:
             states[i].error = non_finite(states[i], "the UNet")
     return result
+
+
+def row_bucket(rows: int) -> int:
+    """The rows that a compiled UNet is given: 1, 2, 4, 8, 16, then multiples of 16."""
+    return 1 << (rows - 1).bit_length() if rows <= 16 else -(-rows // 16) * 16
 
 
 def advance(states: Sequence[ImageState], noise_preds: Sequence[torch.Tensor]) -> None:

@@ -11,7 +11,7 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -20,7 +20,7 @@ from pipelines.components import Components
 from pipelines.lora.adapter import Adapter
 from pipelines.lora.factors import Factors
 from pipelines.lora.keys import lora_layers
-from pipelines.lora.layers import Group, bank, set_groups
+from pipelines.lora.layers import Group, bank, in_compiled_block, set_groups
 
 RowLoras = tuple[tuple[str, float], ...]
 """The adapters of one row: (id, weight) each."""
@@ -132,10 +132,37 @@ class LoraBank:
             for path, worn in self._worn(part, loras).items():
                 row = _row(number, worn)
                 layers[path][_bucket(len(row.down))].append(row)
-        return {
+        plan = {
             path: tuple(self._group(members) for members in buckets.values())
             for path, buckets in layers.items()
         }
+        if part == "unet" and self._components.compiled:
+            plan |= self._static(plan, len(rows))
+        return plan
+
+    def _static(self, plan: Plan, rows: int) -> Plan:
+        """Groups of compiled layers, of shapes that no change of adapters changes.
+
+        Each has one, of all rows and a rank that is a bucket's: zeros where nothing is worn.
+        """
+        compiled = {path for path in self._layers if in_compiled_block(path)}
+        ranks = [group.down.shape[1] for path in plan for group in plan[path] if path in compiled]
+        rank = _bucket(max(ranks, default=1))
+        return {path: (self._whole(path, plan.get(path, ()), rows, rank),) for path in compiled}
+
+    def _whole(self, path: str, groups: tuple[Group, ...], rows: int, rank: int) -> Group:
+        layer: Any = self._layers[path]
+        like = layer.weight
+        down = like.new_zeros(rows, rank, layer.in_features)
+        up = like.new_zeros(rows, rank, layer.out_features)
+        gain = None
+        for group in groups:
+            own = group.down.shape[1]
+            down[group.rows, :own], up[group.rows, :own] = group.down, group.up
+            if group.gain is not None:
+                gain = like.new_zeros(rows, 1, layer.out_features) if gain is None else gain
+                gain[group.rows] = group.gain
+        return Group(slice(0, rows), down, up, gain)
 
     def _worn(self, part: Part, loras: RowLoras) -> dict[str, list[tuple[Factors, float]]]:
         """The factors and weights of one row, by path of the layer."""

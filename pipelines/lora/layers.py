@@ -92,6 +92,11 @@ def bank(layer: nn.Linear | nn.Conv2d) -> None:
         layer.__class__ = BankedConv2d
 
 
+def in_compiled_block(path: str) -> bool:
+    """Whether the layer is in a block that `pipelines.compilation` compiles."""
+    return path.startswith("unet.") and ".transformer_blocks." in path
+
+
 def set_groups(layer: nn.Module, groups: tuple[Group, ...]) -> None:
     """The adapters of the next forwards; () for none."""
     # past nn.Module.__setattr__, which looks every value over: there are hundreds of layers a step
