@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
+from pipelines.control.residual import Control
 from pipelines.engine.request import ImageRequest
 from pipelines.errors import NonFiniteOutput
+from pipelines.ip_adapter.attention import RowImages
 from pipelines.lora.bank import RowLoras
 from pipelines.prompt import PromptEmbeds
 from pipelines.sampler_object import SchedulerState
@@ -42,6 +44,12 @@ class ImageState:
     """SDXL, 1 x 6."""
     loras: RowLoras = ()
     """What its UNet rows wear."""
+    controls: tuple[Control, ...] = ()
+    """Of all its UNet rows."""
+    images: RowImages = ()
+    """What its conditional row sees beside the prompt."""
+    negative_images: RowImages = ()
+    """And its unconditional row."""
     extra_channels: torch.Tensor | None = None
     """Inpainting checkpoints: mask and masked image, 1 x 5 x height x width, behind the latents."""
     blend: Blend | None = None
@@ -66,6 +74,11 @@ class ImageState:
     def guided(self) -> bool:
         """Whether guidance is on at the next step."""
         return self.step_index in self.guided_steps
+
+    @property
+    def active_controls(self) -> tuple[Control, ...]:
+        """Those that guide the next step."""
+        return tuple(one for one in self.controls if one.on(self.step_index, self.steps))
 
     @property
     def rows(self) -> int:
