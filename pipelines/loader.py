@@ -109,7 +109,7 @@ class _Order:
 
 
 class Loader:
-    """Belongs to the engine's thread; files are read on one of its own.
+    """Belongs to the engine's thread; files are read on two of its own.
 
     A request waits for its files to be found and its LoRAs to be read, then for slots, which it
     gets all at once or not at all, then for its modules to be loaded into theirs.
@@ -124,13 +124,14 @@ class Loader:
     ) -> None:
         """`on_read` is called on another thread each time something is there."""
         self.loras = LoraBank(components, slots=slots.loras)
-        self.controls: ModulePool[Any] = ModulePool(slots.controls, self._submit)
-        self.ip_adapters: ModulePool[IPAdapter] = ModulePool(slots.ip_adapters, self._submit)
+        self.controls: ModulePool[Any] = ModulePool(slots.controls, self._load)
+        self.ip_adapters: ModulePool[IPAdapter] = ModulePool(slots.ip_adapters, self._load)
         self._components = components
         self._lora_files = AdapterCache(components)
         self._ip_adapter_files = IPAdapterReader(components)
         self._on_read = on_read
-        self._thread = ThreadPoolExecutor(1, "daguerre-loader")
+        self._reader = ThreadPoolExecutor(1, "daguerre-reader")
+        self._loader = ThreadPoolExecutor(1, "daguerre-loader")
         self._orders: dict[str, _Order] = {}
         """Of requests that wait, the oldest first."""
         self._worn: dict[str, tuple[Worn, ExitStack]] = {}
@@ -153,7 +154,7 @@ class Loader:
 
     def order(self, request: ImageRequest) -> None:
         """Begins to read; a later `ready` names the request."""
-        files = self._submit(partial(self._read, request))
+        files = self._submit(self._reader, partial(self._read, request))
         self._orders[request.id] = _Order(request, files, time.monotonic())
 
     def ready(self) -> list[tuple[str, Exception | None]]:
@@ -229,14 +230,19 @@ class Loader:
 
     def stop(self) -> None:
         """Reads no more files."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        for thread in (self._reader, self._loader):
+            thread.shutdown(wait=False, cancel_futures=True)
 
-    # --- on the reading thread -------------------------------------------------------------
+    # --- on threads of its own -------------------------------------------------------------
 
-    def _submit(self, read: Callable[[], T]) -> Future[T]:
-        future = self._thread.submit(read)
+    def _submit(self, thread: ThreadPoolExecutor, read: Callable[[], T]) -> Future[T]:
+        future = thread.submit(read)
         future.add_done_callback(lambda _: self._on_read())
         return future
+
+    def _load(self, load: Callable[[], T]) -> Future[T]:
+        # a LoRA must not wait behind a module a hundred times its size
+        return self._submit(self._loader, load)
 
     def _read(self, request: ImageRequest) -> _Files:
         with _blaming("lora"):

@@ -38,12 +38,17 @@ class Diffusion:
 
     @property
     def cache_lookups(self) -> dict[tuple[str, str], int]:
-        """In all, by cache (`prompt`, `picture`) and result (`hit`, `miss`). For any thread."""
+        """In all, by cache (`prompt`, `picture`, `reference`) and result (`hit`, `miss`).
+
+        For any thread.
+        """
         return {
             ("prompt", "hit"): self.prompts.hits,
             ("prompt", "miss"): self.prompts.misses,
             ("picture", "hit"): self.pictures.hits,
             ("picture", "miss"): self.pictures.misses,
+            ("reference", "hit"): self.references.hits,
+            ("reference", "miss"): self.references.misses,
         }
 
     def batch_key(self, request: ImageRequest) -> BatchKey:

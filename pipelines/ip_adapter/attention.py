@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from diffusers.models.attention_processor import AttnProcessor2_0
 from torch.nn import functional
 
 from pipelines.ip_adapter.adapter import IPAdapter, KeyValue
@@ -70,11 +69,10 @@ def _groups(rows: Sequence[RowImages]) -> list[_Group]:
     return groups
 
 
-class ImagePromptProcessor(AttnProcessor2_0):  # type: ignore[misc]
+class ImagePromptProcessor:
     """The attention of the text, plus scale times that of the picture with the same queries."""
 
     def __init__(self, groups: Sequence[tuple[_Group, KeyValue]]) -> None:
-        super().__init__()
         self._groups = groups
 
     def __call__(
@@ -101,7 +99,7 @@ class ImagePromptProcessor(AttnProcessor2_0):  # type: ignore[misc]
             scaled = (group.scales * _merged(image)).to(seen.dtype)
             seen = seen.index_add(0, group.rows, scaled)
         output: torch.Tensor = attn.to_out[1](attn.to_out[0](seen))
-        return output / attn.rescale_output_factor
+        return output
 
 
 def _heads(attn: Any, tokens: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from pipelines.components import Components
+from pipelines.diffusion import Diffusion
 from pipelines.engine.request import ControlUse, ImageRequest, IPAdapterUse, Picture
 from pipelines.samplers import SAMPLERS
 
@@ -126,9 +129,12 @@ def plain_picture(
     extra: dict[str, Any] = {"controlnet": nets if len(nets) > 1 else nets[0]} if nets else {}
     pipe = cls.from_pretrained(folder, **extra)
     pipe.set_progress_bar_config(disable=True)
+    pipe.register_modules(unet=copy.deepcopy(components.unet))
     sampler = SAMPLERS[request.scheduler]
     pipe.scheduler = sampler.scheduler_class.from_config(pipe.scheduler.config, **sampler.options)
     arguments = _arguments(request) | _control_arguments(request, controls)
+    if request.long_prompt:
+        arguments |= _prompt_arguments(components, request)
     if request.ip_adapters:
         arguments |= _with_ip_adapters(pipe, request.ip_adapters)
     return np.asarray(pipe(**arguments).images[0])
@@ -154,6 +160,20 @@ def _arguments(request: ImageRequest) -> dict[str, Any]:
         arguments |= {"mask_image": Image.fromarray(request.mask)}
     elif request.init_image is not None and not request.controls:
         del arguments["width"], arguments["height"]
+    return arguments
+
+
+@torch.inference_mode()
+def _prompt_arguments(components: Components, request: ImageRequest) -> dict[str, Any]:
+    """Diffusers cuts prompts: it is given our embeddings of longer ones."""
+    alone = dataclasses.replace(request, controls=(), ip_adapters=())
+    (state,) = Diffusion(components).prepare([alone])
+    arguments: dict[str, Any] = {"prompt": None, "negative_prompt": None}
+    for prefix, embeds in (("", state.positive), ("negative_", state.negative)):
+        assert embeds is not None
+        arguments[f"{prefix}prompt_embeds"] = embeds.tokens
+        if embeds.pooled is not None:
+            arguments[f"{prefix}pooled_prompt_embeds"] = embeds.pooled
     return arguments
 
 

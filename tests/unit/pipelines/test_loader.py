@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.torch import save_file
 
 import pipelines.loader
 from pipelines.components import Components
@@ -29,6 +30,7 @@ from pipelines.errors import InvalidRequest, RequestCanceled
 from pipelines.loader import Loader, Slots
 from tests.unit.pipelines.engine.conftest import Run
 from tests.unit.pipelines.guides import save_control, save_encoder, save_ip_adapter
+from tests.unit.pipelines.lora.layouts import attention, copied, kohya_layout, random_lora
 
 MakeRequest = Callable[..., ImageRequest]
 MakeControl = Callable[[int], ControlUse]
@@ -97,6 +99,32 @@ def test_the_batch_goes_on_while_a_control_is_loaded(
     run.steps(plain.num_inference_steps + 1)
     assert run.result(plain)
     assert not run.ends(guided)
+    gate.set()
+    finish(run)
+    assert run.result(guided)
+
+
+def test_a_lora_does_not_wait_behind_a_control(
+    sd: Components,
+    make_request: MakeRequest,
+    control: MakeControl,
+    gate: threading.Event,
+    tmp_path: Path,
+) -> None:
+    model = copied(sd)
+    save_file(kohya_layout(random_lora(model, 1, layers=attention)), tmp_path / "lora.safetensors")
+    guided = make_request(controls=(control(1),))
+    worn = make_request(loras=(LoraUse(tmp_path / "lora.safetensors"),))
+    run = new_run(model)
+    run.add(guided)
+    while not run.engine.loader.controls.resident:
+        run.engine.step()
+    run.add(worn)
+    ends_at = time.monotonic() + 30
+    while not run.ends(worn):
+        assert time.monotonic() < ends_at
+        run.engine.step()
+    assert run.result(worn)
     gate.set()
     finish(run)
     assert run.result(guided)
@@ -232,9 +260,10 @@ def test_the_worker_sleeps_while_one_control_loads_and_another_waits_for_its_slo
     sd: Components, make_request: MakeRequest, control: MakeControl, gate: threading.Event
 ) -> None:
     worker = EngineWorker(sd, slots=Slots(controls=1))
-    worker.start()
+    requests = [make_request(controls=(control(i),)) for i in range(2)]
     try:
-        futures = [worker.submit(make_request(controls=(control(i),))) for i in range(2)]
+        futures = [worker.submit(request) for request in requests]
+        worker.start()
         time.sleep(0.5)
         assert worker.stats().loading == 2
         assert worker.stats().steps_total <= 6

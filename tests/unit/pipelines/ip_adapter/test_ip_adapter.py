@@ -111,7 +111,7 @@ def test_rows_of_other_adapters_of_none_and_with_loras_do_not_mix(
     ]
     pictures = draw(model, *requests)
     for request, picture in zip(requests, pictures, strict=True):
-        if request.loras or request.long_prompt:
+        if request.loras:
             (expected,) = draw(model, request)
         else:
             expected = plain_picture(components, folder, request)
