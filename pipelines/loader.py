@@ -193,26 +193,26 @@ class Loader:
 
     def _hold(self, files: _Files) -> _Held | None:
         """All that a request needs or nothing; None where too few slots are free."""
-        held = _Held(files, [], [], ExitStack())
+        controls = {key: partial(self._load_control, use) for use, key in files.controls}
+        adapters = {key: partial(self._load_ip_adapter, use) for use, key in files.ip_adapters}
+        # asked first: a module loaded in vain could take the room of one another waits for, in turn
+        if not (self.controls.fits(controls) and self.ip_adapters.fits(adapters)):
+            return None
         with ExitStack() as undo:
             for adapter, _ in files.loras:
                 if not self.loras.acquire(adapter):
                     return None
                 undo.callback(self.loras.release, adapter.id)
-            for control, module_id in files.controls:
-                net = self.controls.acquire(module_id, partial(self._load_control, control))
-                if net is None:
-                    return None
-                undo.callback(self.controls.release, module_id)
-                held.controls.append((control, net))
-            for use, module_id in files.ip_adapters:
-                read = self.ip_adapters.acquire(module_id, partial(self._load_ip_adapter, use))
-                if read is None:
-                    return None
-                undo.callback(self.ip_adapters.release, module_id)
-                held.ip_adapters.append((use, read))
-            held.release.push(undo.pop_all())
-        return held
+            nets = self.controls.acquire(controls)
+            undo.callback(self.controls.release, nets)
+            read = self.ip_adapters.acquire(adapters)
+            undo.callback(self.ip_adapters.release, read)
+            return _Held(
+                files,
+                [(use, nets[key]) for use, key in files.controls],
+                [(use, read[key]) for use, key in files.ip_adapters],
+                undo.pop_all(),
+            )
 
     def worn(self, request_id: str) -> Worn:
         """What a request that joined has."""

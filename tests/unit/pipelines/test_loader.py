@@ -171,7 +171,7 @@ def test_a_control_is_not_taken_from_a_request_that_runs(
 
 
 def test_a_request_holds_all_it_needs_or_nothing(
-    sd: Components, make_request: MakeRequest, control: MakeControl
+    sd: Components, make_request: MakeRequest, control: MakeControl, loads: list[Path]
 ) -> None:
     loader = Loader(sd, Slots(controls=2))
     one = make_request(controls=(control(1),))
@@ -188,6 +188,7 @@ def test_a_request_holds_all_it_needs_or_nothing(
             joined.append(request_id)
     assert joined == [one.id, third.id]
     assert loader.stuck == loader.waiting == 1
+    assert control(2).path not in loads
     loader.give_back(one.id)
     loader.give_back(third.id)
     assert loader.stuck == 0

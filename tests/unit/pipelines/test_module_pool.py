@@ -39,38 +39,37 @@ def thread() -> Thread:
 
 def test_a_module_is_loaded_once_and_stays_when_it_is_given_back(thread: Thread) -> None:
     pool = ModulePool(2, thread.submit)
-    first, second = pool.acquire("a", lambda: "A"), pool.acquire("a", lambda: "again")
+    first, second = (pool.acquire({"a": "a".upper})["a"] for _ in range(2))
     thread.run()
     pool.release("a")
     pool.release("a")
-    assert first is second is pool.acquire("a", lambda: "again")
-    assert first is not None
+    assert first is second is pool.acquire({"a": "again".upper})["a"]
     assert first.result() == "A"
     assert not thread.asked
 
 
 def test_the_least_recently_used_that_nobody_holds_makes_room(thread: Thread) -> None:
     pool = ModulePool(3, thread.submit)
-    for name in "abc":
-        pool.acquire(name, name.upper)
+    pool.acquire({name: name.upper for name in "abc"})
     thread.run()
-    assert pool.acquire("d", lambda: "D") is None
-    for name in "bca":
-        pool.release(name)
-    pool.acquire("b", lambda: "B")
-    assert pool.acquire("d", lambda: "D") is not None
-    assert pool.resident == ("c", "b", "d")
+    assert pool.fits("cb")
+    assert not pool.fits("d")
+    pool.release("abc")
+    assert pool.fits("abd")
+    assert not pool.fits("abde")
+    pool.acquire({"b": "b".upper})
+    pool.acquire({"d": "d".upper, "a": "a".upper})
+    assert pool.resident == ("b", "a", "d")
+    assert len(thread.asked) == 1
 
 
 def test_a_module_nobody_waits_for_any_more_is_not_loaded(thread: Thread) -> None:
     pool = ModulePool(1, thread.submit)
-    left = pool.acquire("a", lambda: pytest.fail("loaded for nobody"))
+    left = pool.acquire({"a": lambda: pytest.fail("loaded for nobody")})["a"]
     pool.release("a")
-    wanted = pool.acquire("b", lambda: "B")
+    wanted = pool.acquire({"b": "b".upper})["b"]
     thread.run()
-    assert left is not None
     assert left.cancelled()
-    assert wanted is not None
     assert wanted.result() == "B"
 
 
@@ -79,11 +78,10 @@ def test_a_module_that_failed_to_load_is_tried_again(thread: Thread) -> None:
         raise OSError("not now")
 
     pool = ModulePool(1, thread.submit)
-    pool.acquire("a", fail)
+    pool.acquire({"a": fail})
     thread.run()
     pool.release("a")
     assert pool.resident == ()
-    again = pool.acquire("a", lambda: "A")
+    again = pool.acquire({"a": "a".upper})["a"]
     thread.run()
-    assert again is not None
     assert again.result() == "A"
