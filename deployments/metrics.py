@@ -42,7 +42,7 @@ class GeneratorMetrics:
         self.tasks.set_default_tags({"model": model})
         self._cache_lookups = metrics.Counter(
             "daguerre_cache_lookups_total",
-            "Prompts and initial pictures that were encoded (miss) or were at hand (hit).",
+            "Prompts, initial and reference pictures, encoded (miss) or at hand (hit).",
             tag_keys=("model", "cache", "result"),
         )
         self._cache_lookups.set_default_tags({"model": model})

@@ -9,12 +9,15 @@ import numpy as np
 from pipelines.components import Components
 from pipelines.diffusion.sampling import request_table
 from pipelines.emphasis import parse_emphasis
-from pipelines.engine.request import ImageRequest
+from pipelines.engine.request import ImageRequest, Mask, Picture
 from pipelines.errors import InvalidRequest
 from pipelines.samplers import SAMPLERS, max_steps, min_steps, supported_schedules
 
 MAX_DEEP_CACHE = 10
 """Steps between two runs of the deep layers: beyond it nothing is left of the picture."""
+MOST_MODULES = 4
+"""ControlNets on one request, and IP-Adapters."""
+MAX_SCALE = 2
 
 
 def check_request(request: ImageRequest, components: Components) -> None:
@@ -37,6 +40,8 @@ def check_request(request: ImageRequest, components: Components) -> None:
     _check_prompts(request, components)
     _check_size(request, components.size_multiple)
     _check_images(request)
+    _check_controls(request)
+    _check_ip_adapters(request)
     request_table(components, request)  # made here, it stalls no batch
 
 
@@ -110,12 +115,55 @@ def _check_images(request: ImageRequest) -> None:
     size = (request.height, request.width)
     if request.mask is not None and request.init_image is None:
         raise InvalidRequest("mask", "mask must come with an init_image, got None")
-    for name, image, shape in (
-        ("init_image", request.init_image, (*size, 3)),
-        ("mask", request.mask, size),
-    ):
-        if image is not None and (image.dtype != np.uint8 or image.shape != shape):
+    if request.init_image is not None:
+        _check_image("init_image", request.init_image, (*size, 3))
+    if request.mask is not None:
+        _check_image("mask", request.mask, size)
+
+
+def _check_image(
+    name: str, image: Picture | Mask, shape: tuple[int, ...], within: str = ""
+) -> None:
+    if image.dtype != np.uint8 or image.shape != shape:
+        raise InvalidRequest(
+            within or name,
+            f"{name} must be uint8 of shape {shape}, got {image.dtype} of shape {image.shape}",
+        )
+
+
+def _check_controls(request: ImageRequest) -> None:
+    _check_count("controls", len(request.controls))
+    for i, use in enumerate(request.controls):
+        name = f"controls[{i}]"
+        shape = (request.height, request.width, 3)
+        _check_image(f"{name}.image", use.image, shape, within="controls")
+        _check_scale("controls", f"{name}.scale", use.scale)
+        if not 0 <= use.start <= use.end <= 1:  # also false for NaN
             raise InvalidRequest(
-                name,
-                f"{name} must be uint8 of shape {shape}, got {image.dtype} of shape {image.shape}",
+                "controls",
+                f"{name}.start and .end must be two rising numbers in 0..1, "
+                f"got {use.start}, {use.end}",
             )
+
+
+def _check_ip_adapters(request: ImageRequest) -> None:
+    _check_count("ip_adapters", len(request.ip_adapters))
+    for i, use in enumerate(request.ip_adapters):
+        name = f"ip_adapters[{i}]"
+        shape = (*use.image.shape[:2], 3)
+        _check_image(f"{name}.image", use.image, shape, within="ip_adapters")
+        if not use.image.size:
+            raise InvalidRequest("ip_adapters", f"{name}.image must have pixels, got {shape}")
+        _check_scale("ip_adapters", f"{name}.scale", use.scale)
+
+
+def _check_count(field: str, count: int) -> None:
+    if count > MOST_MODULES:
+        raise InvalidRequest(
+            field, f"{field} must have at most {MOST_MODULES} entries, got {count}"
+        )
+
+
+def _check_scale(field: str, name: str, scale: float) -> None:
+    if not 0 <= scale <= MAX_SCALE:  # also false for NaN
+        raise InvalidRequest(field, f"{name} must be 0..{MAX_SCALE}, got {scale}")

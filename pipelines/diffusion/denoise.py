@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional
 
 from pipelines.components import Components
+from pipelines.control.residual import control_residuals
 from pipelines.diffusion.deep_cache import reusing_forward
 from pipelines.diffusion.state import ImageState, non_finite
+from pipelines.ip_adapter.attention import RowImages, image_prompts
 from pipelines.lora.bank import LoraBank
 from pipelines.prompt import PromptEmbeds
 from pipelines.sampler_object import SchedulerState
@@ -22,6 +24,7 @@ class Row(NamedTuple):
 
     state: ImageState
     embeds: PromptEmbeds
+    images: RowImages
 
 
 def denoise(parts: Components, bank: LoraBank, states: Sequence[ImageState]) -> list[torch.Tensor]:
@@ -45,24 +48,28 @@ def _denoise_alike(
     order = sorted(range(len(states)), key=lambda i: not states[i].guided)
     ordered = [states[i] for i in order]
     # rows: the unconditional of those with guidance, then the conditional of all
-    rows = [Row(s, s.negative) for s in ordered if s.guided and s.negative is not None]
+    rows = [
+        Row(s, s.negative, s.negative_images)
+        for s in ordered
+        if s.guided and s.negative is not None
+    ]
     pairs = len(rows)
-    rows += [Row(state, state.positive) for state in ordered]
+    rows += [Row(state, state.positive, state.images) for state in ordered]
     inputs = [_model_input(state, parts.dtype) for state in ordered]
-    times = [row.state.sampler.timestep for row in rows]
     count = len(rows)
     if parts.compiled:
         padding = row_bucket(count) - count
-        rows, times = rows + rows[-1:] * padding, times + times[-1:] * padding
-        inputs += inputs[-1:] * padding
-    with bank.rows("unet", [row.state.loras for row in rows]):
-        noise = reusing_forward(
-            parts.unet,
-            ordered,
-            torch.cat(inputs[:pairs] + inputs),
-            torch.tensor(times, dtype=torch.float32, device=parts.device),
-            **_conditions(rows),
-        )[:count]
+        rows, inputs = rows + rows[-1:] * padding, inputs + inputs[-1:] * padding
+    sample = torch.cat(inputs[:pairs] + inputs)
+    steps = [row.state.sampler.timestep for row in rows]
+    times = torch.tensor(steps, dtype=torch.float32, device=parts.device)
+    conditions = _conditions(rows)
+    conditions |= _residuals(rows, sample, times, conditions)
+    with (
+        bank.rows("unet", [row.state.loras for row in rows]),
+        image_prompts([row.images for row in rows]),
+    ):
+        noise = reusing_forward(parts.unet, ordered, sample, times, **conditions)[:count]
     uncond, cond = noise[:pairs], noise[pairs:]
     predicted = torch.cat([_guide(ordered[:pairs], uncond, cond[:pairs]), cond[pairs:]])
     finite = torch.isfinite(predicted).flatten(1).all(1).tolist()
@@ -131,6 +138,15 @@ def _padded_tokens(tokens: Sequence[torch.Tensor]) -> dict[str, Any]:
         "encoder_hidden_states": torch.cat(padded),
         "encoder_attention_mask": real.to(padded[0].device),
     }
+
+
+def _residuals(
+    rows: Sequence[Row], sample: torch.Tensor, times: torch.Tensor, conditions: Mapping[str, Any]
+) -> dict[str, torch.Tensor]:
+    """What the rows' ControlNets add to the UNet; nothing where there is none."""
+    controls = [row.state.active_controls for row in rows]
+    lengths = [row.embeds.tokens.shape[1] for row in rows]
+    return control_residuals(controls, lengths, sample, times, conditions)
 
 
 def _guide(states: Sequence[ImageState], uncond: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:

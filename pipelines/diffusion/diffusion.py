@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 
 from pipelines.components import Components
+from pipelines.diffusion.attach import attach
 from pipelines.diffusion.decode import decode, preview
 from pipelines.diffusion.denoise import advance, denoise
 from pipelines.diffusion.latents import MomentsCache, vae_batch
@@ -19,28 +20,35 @@ from pipelines.diffusion.prepare import prepare
 from pipelines.diffusion.state import ImageState
 from pipelines.engine.request import ImageRequest, Picture
 from pipelines.engine.scheduler import BatchKey
-from pipelines.lora.loader import LoraLoader
+from pipelines.ip_adapter.image import ImageTokensCache
+from pipelines.loader import Loader
 from pipelines.prompt import PromptCache
 
 
 class Diffusion:
     """The verbs. Run by one thread at a time, in inference mode."""
 
-    def __init__(self, components: Components, loras: LoraLoader | None = None) -> None:
-        """`loras` says what each request wears; without it, they wear nothing."""
+    def __init__(self, components: Components, loader: Loader | None = None) -> None:
+        """`loader` says what each request has with it; without one, they have nothing."""
         self.components = components
-        self._loras = loras or LoraLoader(components, slots=0)
-        self.prompts = PromptCache(components, self._loras.bank)
+        self._loader = loader or Loader(components)
+        self.prompts = PromptCache(components, self._loader.loras)
         self.pictures = MomentsCache(components)
+        self.references = ImageTokensCache(components)
 
     @property
     def cache_lookups(self) -> dict[tuple[str, str], int]:
-        """In all, by cache (`prompt`, `picture`) and result (`hit`, `miss`). For any thread."""
+        """In all, by cache (`prompt`, `picture`, `reference`) and result (`hit`, `miss`).
+
+        For any thread.
+        """
         return {
             ("prompt", "hit"): self.prompts.hits,
             ("prompt", "miss"): self.prompts.misses,
             ("picture", "hit"): self.pictures.hits,
             ("picture", "miss"): self.pictures.misses,
+            ("reference", "hit"): self.references.hits,
+            ("reference", "miss"): self.references.misses,
         }
 
     def batch_key(self, request: ImageRequest) -> BatchKey:
@@ -59,15 +67,17 @@ class Diffusion:
 
         Raises InvalidRequest for a prompt that is too long.
         """
-        worn = [self._loras.worn(request.id) for request in requests]
-        return prepare(self.components, self.prompts, self.pictures, requests, worn)
+        worn = [self._loader.worn(request.id) for request in requests]
+        states = prepare(self.components, self.prompts, self.pictures, requests, worn)
+        attach(self.components, self.references, states, worn)
+        return states
 
     def denoise(self, states: Sequence[ImageState]) -> list[torch.Tensor]:
         """One UNet forward over all rows: the guided noise prediction of each, 1 x C x H x W.
 
         All states share one batch key. A state whose prediction is not finite gets its `error`.
         """
-        return denoise(self.components, self._loras.bank, states)
+        return denoise(self.components, self._loader.loras, states)
 
     def advance(self, states: Sequence[ImageState], noise_preds: Sequence[torch.Tensor]) -> None:
         """Moves each state one sampler step on. One that fails gets its `error`, others go on."""

@@ -19,7 +19,7 @@ from pipelines.diffusion.sampling import start_sampler
 from pipelines.diffusion.state import Blend, ImageState, guided
 from pipelines.engine.request import ImageRequest
 from pipelines.errors import InvalidRequest
-from pipelines.lora.loader import Worn
+from pipelines.loader import Worn
 from pipelines.prompt import Prompt, PromptCache, PromptEmbeds, chunk_count
 
 MAX_CHUNKS = 16

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import torch
 
 from pipelines.components import Components
+from pipelines.control.residual import Control
 from pipelines.engine.request import ImageRequest
 from pipelines.errors import NonFiniteOutput
+from pipelines.ip_adapter.attention import RowImages
 from pipelines.lora.bank import RowLoras
 from pipelines.prompt import PromptEmbeds
 from pipelines.sampler_object import SchedulerState
@@ -45,6 +47,12 @@ class ImageState:
     """The guidance scale as UNets that embed it take it, 1 x time_cond_proj_dim."""
     loras: RowLoras = ()
     """What its UNet rows wear."""
+    controls: tuple[Control, ...] = ()
+    """Of all its UNet rows."""
+    images: RowImages = ()
+    """What its conditional row sees beside the prompt."""
+    negative_images: RowImages = ()
+    """And its unconditional row."""
     extra_channels: torch.Tensor | None = None
     """Inpainting checkpoints: mask and masked image, 1 x 5 x height x width, behind the latents."""
     blend: Blend | None = None
@@ -78,11 +86,17 @@ class ImageState:
         """Whether the next step takes the deep features of an earlier one.
 
         Ruled by the request alone, not by who is beside it. Every `deep_cache`th step is full, and
-        one at which guidance comes on, for its second row has no features yet.
+        one at which guidance comes on, for its second row has no features yet, or which a
+        ControlNet guides, for it does so from the way down.
         """
         if self.deep is None or self.step_index % self.request.deep_cache == 0:
             return False
-        return self.rows <= len(self.deep)
+        return self.rows <= len(self.deep) and not self.active_controls
+
+    @property
+    def active_controls(self) -> tuple[Control, ...]:
+        """Those that guide the next step."""
+        return tuple(one for one in self.controls if one.on(self.step_index, self.steps))
 
     @property
     def rows(self) -> int:

@@ -27,7 +27,7 @@ from pipelines.engine.request import (
 )
 from pipelines.engine.scheduler import Scheduler, Ticket
 from pipelines.errors import InvalidRequest, RequestCanceled, explained
-from pipelines.lora.loader import LoraLoader
+from pipelines.loader import SLOTS, Loader, Slots, brings_files
 
 log = logging.getLogger("ray.serve.daguerre.engine")
 T = TypeVar("T")
@@ -76,16 +76,16 @@ class Engine:
         components: Components,
         *,
         max_rows: int = 16,
-        lora_slots: int = 16,
+        slots: Slots = SLOTS,
         report: Callable[[Outcome], None],
         on_loaded: Callable[[], None] = lambda: None,
     ) -> None:
         """`on_loaded` is called on another thread when a `stalled` engine may step again."""
         self.components = components
         self.scheduler = Scheduler(max_rows)
-        self.loras = LoraLoader(components, slots=lora_slots, on_read=on_loaded)
-        self.lora_slots = lora_slots
-        self.diffusion = Diffusion(components, self.loras)
+        self.slots = slots
+        self.loader = Loader(components, slots, on_read=on_loaded)
+        self.diffusion = Diffusion(components, self.loader)
         self.forward = Forward(self.diffusion, self.scheduler)
         self._report = report
         self._jobs: dict[str, _Job] = {}
@@ -101,8 +101,8 @@ class Engine:
 
     @property
     def stalled(self) -> bool:
-        """Whether adapters are being read for all that there is: a step would do nothing."""
-        return bool(self._jobs) and len(self._jobs) == self.loras.reading and not self._canceled
+        """Whether files are being read for all that there is: a step would do nothing."""
+        return bool(self._jobs) and len(self._jobs) == self.loader.stuck and not self._canceled
 
     @property
     def decoding(self) -> int:
@@ -111,11 +111,7 @@ class Engine:
     def check(self, request: ImageRequest) -> None:
         """Raises InvalidRequest. Reads nothing that changes: any thread may call it."""
         check_request(request, self.components)
-        if len(request.loras) > self.lora_slots:
-            raise InvalidRequest(
-                "lora",
-                f"lora must have at most {self.lora_slots} entries, got {len(request.loras)}",
-            )
+        self.slots.check(request)
 
     def add(self, request: ImageRequest) -> None:
         """Queues a request; it joins at the next step if rows are free. Raises InvalidRequest."""
@@ -123,8 +119,8 @@ class Engine:
         if request.id in self._jobs:
             raise InvalidRequest("id", f"id must be unique among those running, got {request.id!r}")
         self._jobs[request.id] = _Job(request, time.monotonic())
-        if request.loras:
-            self.loras.order(request.id, request.loras)
+        if brings_files(request):
+            self.loader.order(request)
         else:
             self._enter(request)
 
@@ -166,13 +162,13 @@ class Engine:
             )
 
     def _enter_loaded(self) -> None:
-        """Requests whose adapters are there by now join those that wait for rows."""
-        for request_id, error in self.loras.ready():
+        """Requests whose files are loaded by now join those that wait for rows."""
+        for request_id, error in self.loader.ready():
             job = self._jobs[request_id]
             if error is None:
                 self._enter(job.request)
             else:
-                self._fail(job, explained("loading adapters", error))
+                self._fail(job, explained("loading", error))
 
     def _prepare(self, jobs: Sequence[_Job]) -> None:
         now = time.monotonic()
@@ -285,7 +281,7 @@ class Engine:
     def _forget(self, job: _Job) -> None:
         request_id = job.request.id
         self.scheduler.remove(request_id)
-        self.loras.give_back(request_id)
+        self.loader.give_back(request_id)
         del self._jobs[request_id]
         self._decoding.pop(request_id, None)
         self._previews.pop(request_id, None)

@@ -27,6 +27,36 @@ class LoraUse:
     """In the text encoders, if it changes them."""
 
 
+@dataclass(frozen=True)
+class ControlUse:
+    """One ControlNet of a request."""
+
+    path: Path
+    """A diffusers folder, or a safetensors file with the weights of one."""
+    image: Picture = field(repr=False)
+    """What guides, as the ControlNet was trained to see it (edges, depth, tiles): width x height of
+    the request."""
+    scale: float = 1.0
+    """0..2; 0 leaves it out."""
+    start: float = 0.0
+    end: float = 1.0
+    """Steps that lie between these shares of all are guided."""
+
+
+@dataclass(frozen=True)
+class IPAdapterUse:
+    """One IP-Adapter of a request."""
+
+    path: Path
+    """A safetensors file: standard, plus or full face."""
+    image_encoder: Path
+    """The diffusers folder of the CLIP image encoder that it was trained with."""
+    image: Picture = field(repr=False)
+    """The reference, of any size."""
+    scale: float = 1.0
+    """0..2; 0 leaves it out."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ImageRequest:
     """One picture to draw. Every field is explicit: defaults are resolved before the engine.
@@ -78,6 +108,10 @@ class ImageRequest:
     tiny_decode: bool = False
     """The picture is decoded by the tiny VAE, which is much faster and loses some detail."""
     loras: tuple[LoraUse, ...] = ()
+    """Their effects add up."""
+    controls: tuple[ControlUse, ...] = ()
+    """Their effects add up."""
+    ip_adapters: tuple[IPAdapterUse, ...] = ()
     """Their effects add up."""
     priority: int = 0
     """Higher is admitted first."""

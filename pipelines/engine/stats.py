@@ -20,7 +20,7 @@ class EngineStats:
     waiting: int
     """Requests not yet admitted."""
     loading: int
-    """Requests that wait for their adapters."""
+    """Requests that wait for their files."""
     waiting_rows: int
     running: int
     """Requests being denoised."""
@@ -33,7 +33,7 @@ class EngineStats:
     failures_total: int
     """Requests that ended in an error; canceled ones are not counted."""
     cache_lookups: dict[tuple[str, str], int]
-    """In all, by cache (`prompt`, `picture`) and result (`hit`, `miss`)."""
+    """In all, by cache (`prompt`, `picture`, `reference`) and result (`hit`, `miss`)."""
     last_step_age_s: float
     """Since the engine last finished a step or woke from idleness."""
     step_s: float

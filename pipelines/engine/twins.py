@@ -63,17 +63,21 @@ class Twins:
 def fingerprint(request: ImageRequest) -> bytes:
     """Equal for requests of equal pictures and priority: the urgent must not wait with others.
 
-    Adapters count by path, whatever is in the file.
+    Files count by path, whatever is in them.
     """
     digest = hashlib.blake2b(digest_size=32)
-    for field in dataclasses.fields(request):
-        if field.name != "id":
-            _add(digest, getattr(request, field.name))
+    _add(digest, dataclasses.replace(request, id=""))
     return digest.digest()
 
 
 def _add(digest: Any, value: object) -> None:
-    if isinstance(value, np.ndarray):
+    if dataclasses.is_dataclass(value):
+        _add(digest, tuple(getattr(value, field.name) for field in dataclasses.fields(value)))
+    elif isinstance(value, tuple):
+        digest.update(f"({len(value)}:".encode())
+        for part in value:
+            _add(digest, part)
+    elif isinstance(value, np.ndarray):
         digest.update(f"{value.dtype}{value.shape}".encode())
         digest.update(np.ascontiguousarray(value))
     else:

@@ -17,6 +17,7 @@ from pipelines.engine.request import EngineEvent, ImageRequest, ImageResult
 from pipelines.engine.stats import EngineStats
 from pipelines.engine.twins import Twins, fingerprint
 from pipelines.errors import EngineStopped, InvalidRequest, RequestCanceled
+from pipelines.loader import SLOTS, Slots
 
 log = logging.getLogger("ray.serve.daguerre.engine")
 
@@ -40,14 +41,14 @@ class EngineWorker:
     must not block. `Future.cancel` does nothing; `cancel(request_id)` ends a request.
     """
 
-    def __init__(self, components: Components, *, max_rows: int = 16, lora_slots: int = 16) -> None:
+    def __init__(self, components: Components, *, max_rows: int = 16, slots: Slots = SLOTS) -> None:
         self._wake = threading.Condition()
         self._loaded = False
-        """Adapters were read since the last step."""
+        """Files were read since the last step."""
         self._engine = Engine(
             components,
             max_rows=max_rows,
-            lora_slots=lora_slots,
+            slots=slots,
             report=self._dispatch,
             on_loaded=self._on_loaded,
         )
@@ -125,7 +126,7 @@ class EngineWorker:
             self._wake.notify()
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join(timeout_s)
-        self._engine.loras.stop()
+        self._engine.loader.stop()
         self._abandon(EngineStopped("the engine stopped before this picture was done"))
 
     def stats(self) -> EngineStats:
@@ -137,7 +138,7 @@ class EngineWorker:
                 rows=scheduler.rows,
                 max_rows=scheduler.max_rows,
                 waiting=scheduler.waiting + len(self._arrived),
-                loading=self._engine.loras.waiting,
+                loading=self._engine.loader.waiting,
                 waiting_rows=scheduler.waiting_rows
                 + sum(row_count(parts, r) for r in self._arrived),
                 running=scheduler.running,

@@ -14,8 +14,9 @@ import torch
 from pipelines.components import Components
 from pipelines.errors import ModelError
 from pipelines.lora.factors import Factors, Misfit, dora, factorise
-from pipelines.lora.formats import LoraFile, Parts, lora_id, read_lora
+from pipelines.lora.formats import LoraFile, Parts, read_lora
 from pipelines.lora.keys import file_name, layer_names, lora_layers
+from pipelines.weights import file_id
 
 PEFT_ALPHA = "lora_alpha"
 MAGNITUDES = {"magnitude", "dora_scale"}
@@ -158,7 +159,7 @@ class AdapterCache:
 
         An adapter larger than the cache is returned and not kept.
         """
-        key = lora_id(path)
+        key = file_id(path)
         with self._lock:
             if key in self._adapters:
                 self._adapters.move_to_end(key)

@@ -1,23 +1,21 @@
 """Reads LoRA files: safetensors of any layout, sorted by module and part, not yet bound to a model.
 
-Layouts differ in how they name a module (`pipelines.lora.keys`) and its parts (PARTS). Only
-safetensors are read: a pickle can run code when it is opened.
+Layouts differ in how they name a module (`pipelines.lora.keys`) and its parts (PARTS).
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
-from pipelines.components import PICKLES
 from pipelines.errors import ModelError
+from pipelines.weights import file_id, read_tensors, some
 
 PARTS = {
     r"\.lora_down\.weight": "down",
@@ -35,8 +33,6 @@ PARTS = {
 }
 """How a key ends, and the part it holds: LoRA of kohya, diffusers and peft, then LoHa and LoKr."""
 _PARTS = [(re.compile(f"(.+?){end}$"), part) for end, part in PARTS.items()]
-_PICKLE_STARTS = (b"PK\x03\x04", b"\x80")
-"""A torch checkpoint is a zip archive; an old one is a bare pickle."""
 PEFT_METADATA = "lora_adapter_metadata"
 """Where diffusers writes the peft configuration: JSON, its keys begin with `unet.` and so on."""
 
@@ -58,53 +54,14 @@ class LoraFile:
 
 def read_lora(path: Path) -> LoraFile:
     """Raises ModelError for anything but a whole safetensors file of nothing but LoRA weights."""
-    _refuse_pickle(path)
-    file_id = lora_id(path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path}: not a whole safetensors file: {error}") from error
-    modules = _sort(path, tensors)
-    _check_finite(path, tensors)
+    read_id = file_id(path)
+    tensors, metadata = read_tensors(path)
     return LoraFile(
         path=path,
-        id=file_id,
-        modules=modules,
+        id=read_id,
+        modules=_sort(path, tensors),
         peft=_peft_config(path, metadata),
     )
-
-
-def lora_id(path: Path) -> str:
-    """Changes when the file does. Raises ModelError."""
-    try:
-        stat = path.stat()
-    except OSError as error:
-        raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
-    return f"{path}:{stat.st_mtime_ns}:{stat.st_size}"
-
-
-def some(names: Iterable[str]) -> str:
-    """The first few names, for a message."""
-    names = sorted(names)
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
-
-
-def _refuse_pickle(path: Path) -> None:
-    try:
-        with path.open("rb") as file:
-            start = file.read(4)
-    except OSError as error:
-        raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
-    if path.suffix.lower() in PICKLES or start.startswith(_PICKLE_STARTS):
-        raise ModelError(
-            f"{path}: a pickle can run code when opened and is not read; "
-            "convert the LoRA to .safetensors"
-        )
-    if not start:
-        raise ModelError(f"{path}: the file is empty")
 
 
 def _sort(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, Parts]:
@@ -132,12 +89,6 @@ def _split(key: str) -> tuple[str, str | None]:
         if match := pattern.match(key):
             return match[1], part + match[2] if part.endswith("_") else part
     return key, None
-
-
-def _check_finite(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    broken = [key for key, tensor in tensors.items() if not torch.isfinite(tensor.float()).all()]
-    if broken:
-        raise ModelError(f"{path}: NaN or infinite weights in {some(broken)}")
 
 
 def _peft_config(path: Path, metadata: Mapping[str, str]) -> Mapping[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ import transformers
 from PIL import Image
 
 from pipelines.components import Components, load_components
+from pipelines.diffusion import Diffusion
 from pipelines.engine.request import ImageRequest, Mask, Picture
+from pipelines.loader import Loader, brings_files
 from pipelines.samplers import SAMPLERS
 
 SCHEDULE_OPTIONS: dict[str, dict[str, Any]] = {
@@ -111,6 +114,12 @@ def components(request: pytest.FixtureRequest) -> Components:
 
 
 @pytest.fixture(scope="session")
+def folder(components: Components, sd_folder: Path, xl_folder: Path) -> Path:
+    """Where the checkpoint comes from."""
+    return xl_folder if components.is_xl else sd_folder
+
+
+@pytest.fixture(scope="session")
 def inpainting(components: Components) -> Components:
     """Each architecture with a UNet that takes mask and masked image: nine channels."""
     torch.manual_seed(3)
@@ -138,6 +147,32 @@ def make_request() -> Callable[..., ImageRequest]:
         return ImageRequest(**(fields | changes))
 
     return make
+
+
+@pytest.fixture
+def draw() -> Callable[..., list[Picture]]:
+    """The pictures of requests that begin together."""
+
+    @torch.inference_mode()
+    def run(components: Components, *requests: ImageRequest) -> list[Picture]:
+        loader = Loader(components)
+        for request in requests:
+            if brings_files(request):
+                loader.order(request)
+        ends_at = time.monotonic() + 60
+        while loader.waiting:
+            assert time.monotonic() < ends_at
+            assert [error for _, error in loader.ready() if error] == []
+            time.sleep(0.01)
+        loader.stop()
+        diffusion = Diffusion(components, loader)
+        states = diffusion.prepare(requests)
+        while running := [state for state in states if not state.done]:
+            diffusion.advance(running, diffusion.denoise(running))
+            assert [state.error for state in running] == [None] * len(running)
+        return diffusion.decode(states)
+
+    return run
 
 
 @pytest.fixture(scope="session")

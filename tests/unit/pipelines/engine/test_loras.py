@@ -17,6 +17,7 @@ from pipelines.components import Components
 from pipelines.engine.request import EngineEvent, ImageRequest, LoraUse, Picture
 from pipelines.engine.worker import EngineWorker
 from pipelines.errors import InvalidRequest, RequestCanceled
+from pipelines.loader import Slots
 from pipelines.lora.adapter import Adapter, AdapterCache
 from tests.unit.pipelines.engine.conftest import Run
 from tests.unit.pipelines.lora.layouts import attention, copied, kohya_layout, random_lora
@@ -60,7 +61,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
 
 def new_run(model: Components, slots: int = 16) -> Run:
     run = Run(model)
-    run.engine = type(run.engine)(model, lora_slots=slots, report=run.outcomes.append)
+    run.engine = type(run.engine)(model, slots=Slots(loras=slots), report=run.outcomes.append)
     return run
 
 
@@ -138,7 +139,7 @@ def test_requests_take_turns_where_slots_are_fewer_than_adapters(
     finish(run)
     pictures = [run.result(request).picture for request in requests]
     assert all(differ(one, other) for one, other in itertools.pairwise(pictures))
-    assert len(run.engine.loras.bank.resident) == 2
+    assert len(run.engine.loader.loras.resident) == 2
 
 
 def test_a_request_canceled_while_its_adapter_is_read_ends_and_holds_nothing(
@@ -156,7 +157,7 @@ def test_a_request_canceled_while_its_adapter_is_read_ends_and_holds_nothing(
     run.add(after)
     finish(run)
     assert run.result(after)
-    assert run.engine.loras.bank.resident == run.engine.loras.bank.resident[-1:]
+    assert run.engine.loader.loras.resident == run.engine.loader.loras.resident[-1:]
 
 
 def test_the_worker_sleeps_while_adapters_are_read_and_wakes_when_they_are_there(

@@ -12,12 +12,20 @@ import numpy as np
 import pytest
 
 from pipelines.components import Components
-from pipelines.engine.request import EngineEvent, EventKind, ImageRequest, LoraUse
+from pipelines.engine.request import (
+    ControlUse,
+    EngineEvent,
+    EventKind,
+    ImageRequest,
+    IPAdapterUse,
+    LoraUse,
+)
 from pipelines.engine.twins import fingerprint
 from pipelines.engine.worker import EngineWorker
 from pipelines.errors import InvalidRequest, NonFiniteOutput, RequestCanceled
 
 MakeRequest = Callable[..., ImageRequest]
+CONTROL = ControlUse(Path("net"), np.zeros((64, 64, 3), np.uint8))
 
 
 @pytest.fixture
@@ -155,6 +163,10 @@ def test_twins_may_be_submitted_and_canceled_from_many_threads(
         {"guidance_interval": (0.0, 0.5)},
         {"deep_cache": 2},
         {"tiny_decode": True},
+        {"controls": (ControlUse(Path("net"), np.ones((64, 64, 3), np.uint8)),)},
+        {"controls": (ControlUse(Path("net"), np.zeros((64, 64, 3), np.uint8), end=0.5),)},
+        {"controls": (CONTROL, CONTROL)},
+        {"ip_adapters": (IPAdapterUse(Path("a"), Path("b"), np.ones((8, 8, 3), np.uint8)),)},
     ],
     ids=lambda change: next(iter(change)),
 )
@@ -162,7 +174,12 @@ def test_whatever_changes_the_picture_changes_the_fingerprint(
     make_request: MakeRequest, change: dict[str, Any]
 ) -> None:
     image = np.zeros((64, 64, 3), np.uint8)
-    request = make_request(init_image=image)
-    same = replace(twin(request, "other"), init_image=image.copy())
+    adapter = IPAdapterUse(Path("a"), Path("b"), np.zeros((8, 8, 3), np.uint8))
+    request = make_request(init_image=image, controls=(CONTROL,), ip_adapters=(adapter,))
+    same = replace(
+        twin(request, "other"),
+        init_image=image.copy(),
+        controls=(replace(CONTROL, image=image.copy()),),
+    )
     assert fingerprint(request) == fingerprint(same)
     assert fingerprint(request) != fingerprint(replace(request, **change))

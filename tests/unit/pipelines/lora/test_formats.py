@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import save
 
 from pipelines.errors import ModelError
-from pipelines.lora.formats import PEFT_METADATA, lora_id, read_lora
+from pipelines.lora.formats import PEFT_METADATA, read_lora
+from pipelines.weights import file_id
 
 ONE = torch.ones(2, 3)
 LORA = {"unet.conv_in.lora.down.weight": ONE, "unet.conv_in.lora.up.weight": ONE.T.contiguous()}
@@ -68,7 +69,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"missing\.safetensors: cannot be read: No such file"):
         read_lora(tmp_path / "missing.safetensors")
     with pytest.raises(ModelError, match=r"missing\.safetensors: cannot be read: No such file"):
-        lora_id(tmp_path / "missing.safetensors")
+        file_id(tmp_path / "missing.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -102,7 +103,7 @@ def test_a_changed_file_has_another_id(tmp_path: Path) -> None:
     path = tmp_path / "lora.safetensors"
     path.write_bytes(WHOLE)
     before = read_lora(path).id
-    assert read_lora(path).id == lora_id(path) == before
+    assert read_lora(path).id == file_id(path) == before
     path.write_bytes(save(LORA | {"a.alpha": torch.tensor(1.0)}))
     assert read_lora(path).id != before
 

@@ -315,7 +315,7 @@ def test_pictures_of_eight_adapters_in_one_batch_are_those_of_diffusers(
     engine = Engine(fresh, max_rows=20, report=report)
     for request in requests:
         engine.add(request)
-    while engine.loras.reading:
+    while engine.loader.reading:
         time.sleep(0.01)
     engine.step()
     assert engine.forward.rows == 20

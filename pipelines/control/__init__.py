@@ -1,0 +1,1 @@
+"""ControlNet: pictures that guide the structure of what some rows of a batch draw."""

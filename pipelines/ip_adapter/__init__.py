@@ -1,0 +1,1 @@
+"""IP-Adapter: reference pictures as prompts of some rows of a batch."""
