@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 
-from configs.settings import ModelSettings, Settings
+from configs.settings import Settings
+from deployments.device import computes, device_name, load_model
 from deployments.log import get_logger
 from deployments.metrics import GeneratorMetrics
 from deployments.runner import Job, TaskRunner
@@ -26,7 +26,8 @@ from deployments.storage.store import ObjectStore, StorageUnavailable
 from deployments.tasks.image import ImageJob
 from deployments.tasks.model import Output, Progress, Task
 from deployments.tasks.store import TaskStore
-from pipelines.components import Components, load_components
+from pipelines.components import Components
+from pipelines.engine.profile import StepProfile
 from pipelines.engine.request import EngineEvent, EventKind, ImageResult, Mask, Picture
 from pipelines.engine.worker import EngineWorker
 from pipelines.errors import ComputationFailed
@@ -46,6 +47,7 @@ would only take them out of the queue, where they can still be reordered."""
 
 PREVIEW_EVERY_S = 1.0
 DRAIN_S = 8.0
+PROFILE_EVERY_S = 300.0
 
 STORAGE_PATIENCE_S = 300.0
 """How long an attempt waits for an object store that is away. A task has few attempts: without
@@ -80,9 +82,13 @@ class Generator:
         self._model = model
         preset = settings.models[model]
         components = components or load_model(preset)
-        self._engine = EngineWorker(components, max_rows=preset.max_rows)
-        self._default_size = components.default_size
         self._device = components.device
+        self._profile_file = (
+            settings.data_dir / "profiles" / f"{model}.{device_name(self._device)}.json"
+        )
+        self._profile = StepProfile.load(self._profile_file, preset.max_rows)
+        self._engine = EngineWorker(components, max_rows=preset.max_rows, profile=self._profile)
+        self._default_size = components.default_size
         self._device_lost = False
         self._stall_s = CPU_STALL_S if self._device.type == "cpu" else STALL_S
         self._metrics = GeneratorMetrics(model)
@@ -108,6 +114,7 @@ class Generator:
         )
         self._engine.start()
         self._runner.start()
+        self._spawn(self._keep_profile())
         log.info("model %s is loaded, default size %d px", model, self._default_size)
 
     # verbs of the deployment
@@ -149,11 +156,25 @@ class Generator:
         await self._runner.drain(DRAIN_S)
         await asyncio.to_thread(self._engine.stop, DRAIN_S)
         # A preview that is still on its way would open a closed store again.
-        for preview in self._pending:
-            preview.cancel()
+        for pending in self._pending:
+            pending.cancel()
         await asyncio.gather(*self._pending, return_exceptions=True)
+        await self._save_profile()
         await self._store.close()
         await self._objects.close()
+
+    # what was learnt of the device
+
+    async def _keep_profile(self) -> None:
+        while True:
+            await asyncio.sleep(PROFILE_EVERY_S)
+            await self._save_profile()
+
+    async def _save_profile(self) -> None:
+        try:
+            await asyncio.to_thread(self._profile.save, self._profile_file)
+        except OSError as error:
+            log.warning("the next start measures the device anew: %s", error)
 
     # a task
 
@@ -253,7 +274,7 @@ class Generator:
     def _reap(self, task: asyncio.Task[None]) -> None:
         self._pending.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.info("a preview was dropped: %s", error)
+            log.info("dropped in the background: %s", error)
 
     async def _keep(self, job: ImageJob, run: Job, results: list[ImageResult]) -> list[Output]:
         """Encode and upload under keys of this attempt alone, so that a late writer harms none."""
@@ -338,18 +359,6 @@ class StepTracker:
         return Progress(step=sum(self._done), steps=self._steps * len(self._done))
 
 
-def load_model(preset: ModelSettings) -> Components:
-    """The checkpoint of a configured model. Raises ModelError where it cannot be loaded."""
-    # Ray gives an actor one OpenMP thread a CPU it asked for; a model alone on its machine may use
-    # all of them.
-    torch.set_num_threads(
-        preset.num_threads or max(1, (os.cpu_count() or 1) // preset.max_replicas)
-    )
-    return load_components(
-        preset.source, config=preset.config, device=preset.device, dtype=preset.dtype
-    )
-
-
 async def patiently(call: Callable[[], Awaitable[T]]) -> T:
     """Repeat a call of the object store while it is away. Raises StorageUnavailable in the end."""
     ends_at, wait_s = time.monotonic() + STORAGE_PATIENCE_S, 0.5
@@ -362,13 +371,3 @@ async def patiently(call: Callable[[], Awaitable[T]]) -> T:
             log.warning("tried again in %.0f s or less: %s", wait_s, error)
         await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))  # noqa: S311 - spreads replicas
         wait_s = min(2 * wait_s, 10.0)
-
-
-def computes(device: torch.device) -> bool:
-    """Whether the device still works: after some faults CUDA refuses all of a process's calls."""
-    try:
-        return bool(torch.ones(2, device=device).sum().item() == 2)
-    except torch.OutOfMemoryError:
-        return True
-    except RuntimeError:
-        return False

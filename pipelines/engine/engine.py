@@ -15,15 +15,16 @@ from typing import TypeVar
 import torch
 
 from pipelines.components import Components
-from pipelines.diffusion import Diffusion, ImageState, check_request, row_count
+from pipelines.diffusion import Diffusion, check_request, row_count
 from pipelines.engine.forward import Forward
+from pipelines.engine.job import Job
+from pipelines.engine.profile import StepProfile
 from pipelines.engine.request import (
     EngineEvent,
     EventKind,
     ImageRequest,
     ImageResult,
     Picture,
-    Timing,
 )
 from pipelines.engine.scheduler import Scheduler, Ticket
 from pipelines.errors import InvalidRequest, RequestCanceled, explained
@@ -45,26 +46,6 @@ Outcome = EngineEvent | ImageResult | Failure
 """What the engine reports; ImageResult and Failure are a request's last."""
 
 
-@dataclass
-class _Job:
-    """A request in the engine, with its clock: monotonic seconds of each milestone."""
-
-    request: ImageRequest
-    added_at: float
-    admitted_at: float = 0.0
-    prepared_at: float = 0.0
-    denoised_at: float = 0.0
-    state: ImageState | None = None
-
-    def timing(self) -> Timing:
-        return Timing(
-            queue_s=self.admitted_at - self.added_at,
-            prepare_s=self.prepared_at - self.admitted_at,
-            denoise_s=self.denoised_at - self.prepared_at,
-            decode_s=time.monotonic() - self.denoised_at,
-        )
-
-
 class Engine:
     """Denoises many requests together. Single-threaded: whoever calls `step` owns it.
 
@@ -77,19 +58,22 @@ class Engine:
         *,
         max_rows: int = 16,
         lora_slots: int = 16,
+        profile: StepProfile | None = None,
         report: Callable[[Outcome], None],
         on_loaded: Callable[[], None] = lambda: None,
     ) -> None:
-        """`on_loaded` is called on another thread when a `stalled` engine may step again."""
+        """`profile` may keep batches below `max_rows`; without one nothing does but lack of memory.
+        `on_loaded` is called on another thread when a `stalled` engine may step again.
+        """
         self.components = components
-        self.scheduler = Scheduler(max_rows)
+        self.scheduler = Scheduler(max_rows, cap=None if profile is None else profile.limit)
         self.loras = LoraLoader(components, slots=lora_slots, on_read=on_loaded)
         self.lora_slots = lora_slots
         self.diffusion = Diffusion(components, self.loras)
-        self.forward = Forward(self.diffusion, self.scheduler)
+        self.forward = Forward(self.diffusion, self.scheduler, profile)
         self._report = report
-        self._jobs: dict[str, _Job] = {}
-        self._decoding: dict[str, _Job] = {}
+        self._jobs: dict[str, Job] = {}
+        self._decoding: dict[str, Job] = {}
         """Denoised, in the order of finishing; a subset of the jobs."""
         self._canceled: set[str] = set()
         self._previews: dict[str, None] = {}
@@ -122,7 +106,7 @@ class Engine:
         self.check(request)
         if request.id in self._jobs:
             raise InvalidRequest("id", f"id must be unique among those running, got {request.id!r}")
-        self._jobs[request.id] = _Job(request, time.monotonic())
+        self._jobs[request.id] = Job(request, time.monotonic())
         if request.loras:
             self.loras.order(request.id, request.loras)
         else:
@@ -172,7 +156,7 @@ class Engine:
             else:
                 self._fail(job, explained("loading adapters", error))
 
-    def _prepare(self, jobs: Sequence[_Job]) -> None:
+    def _prepare(self, jobs: Sequence[Job]) -> None:
         now = time.monotonic()
         for job in jobs:
             job.admitted_at = now
@@ -183,8 +167,8 @@ class Engine:
             self._after_step(job)
 
     def _each_or_alone(
-        self, verb: Callable[[list[ImageRequest]], list[T]], jobs: Sequence[_Job]
-    ) -> list[tuple[_Job, T]]:
+        self, verb: Callable[[list[ImageRequest]], list[T]], jobs: Sequence[Job]
+    ) -> list[tuple[Job, T]]:
         """Applies `verb` to all together; if that fails, one by one, so only the culprits fail."""
         if not jobs:
             return []
@@ -197,7 +181,7 @@ class Engine:
             log.warning("preparing %d requests together failed: %s", len(jobs), error)
         return [pair for job in jobs for pair in self._each_or_alone(verb, [job])]
 
-    def _denoise(self, jobs: Sequence[_Job]) -> None:
+    def _denoise(self, jobs: Sequence[Job]) -> None:
         batch = [(job, job.state) for job in jobs if job.state is not None and not job.state.done]
         if not batch:
             return
@@ -209,7 +193,7 @@ class Engine:
                 self._report(EngineEvent(job.request.id, EventKind.STEP, step, state.steps))
             self._after_step(job)
 
-    def _after_step(self, job: _Job) -> None:
+    def _after_step(self, job: Job) -> None:
         """Ends a failed request; one with no steps left gives its rows back and awaits the VAE."""
         state = job.state
         if state is None:
@@ -230,7 +214,7 @@ class Engine:
         if jobs := self._same_size(list(self._decoding.values())):
             self._decode(jobs)
 
-    def _decode(self, jobs: Sequence[_Job]) -> None:
+    def _decode(self, jobs: Sequence[Job]) -> None:
         states = [job.state for job in jobs if job.state is not None]
         try:
             pictures = self.diffusion.decode(states)
@@ -269,7 +253,7 @@ class Engine:
             event = EngineEvent(request_id, EventKind.PREVIEW, step, state.steps, picture)
             self._report(event)
 
-    def _same_size(self, jobs: Sequence[_Job]) -> list[_Job]:
+    def _same_size(self, jobs: Sequence[Job]) -> list[Job]:
         """The first job and those after it that fit into one VAE forward with it."""
         if not jobs:
             return []
@@ -280,7 +264,7 @@ class Engine:
 
     # --- ends ------------------------------------------------------------------------------
 
-    def _forget(self, job: _Job) -> None:
+    def _forget(self, job: Job) -> None:
         request_id = job.request.id
         self.scheduler.remove(request_id)
         self.loras.give_back(request_id)
@@ -288,10 +272,10 @@ class Engine:
         self._decoding.pop(request_id, None)
         self._previews.pop(request_id, None)
 
-    def _finish(self, job: _Job, picture: Picture) -> None:
+    def _finish(self, job: Job, picture: Picture) -> None:
         self._forget(job)
         self._report(ImageResult(job.request.id, picture, job.timing()))
 
-    def _fail(self, job: _Job, error: Exception) -> None:
+    def _fail(self, job: Job, error: Exception) -> None:
         self._forget(job)
         self._report(Failure(job.request.id, error))

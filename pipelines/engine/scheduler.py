@@ -84,13 +84,17 @@ class Scheduler:
         self,
         max_rows: int,
         *,
+        cap: Callable[[BatchKey], int] | None = None,
         ageing_s: float = 30.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`ageing_s` of waiting count as one priority more; 0: none do."""
+        """`cap` may allow a key fewer rows; `ageing_s` of waiting count as one priority more, 0:
+        none do.
+        """
         if max_rows < 2:
             raise ValueError(f"max_rows is {max_rows}, at least 2 needed for one guided picture")
         self.max_rows = max_rows
+        self._cap = cap or (lambda key: max_rows)
         self._ageing_s = ageing_s
         self._clock = clock
         self._lanes: dict[BatchKey, _Lane] = {}
@@ -123,11 +127,11 @@ class Scheduler:
 
     def limit(self, key: BatchKey) -> int:
         """UNet rows of one forward of this key, at most."""
-        return self._limits.get(key, self.max_rows)
+        return min(self._limits.get(key, self.max_rows), self._cap(key))
 
     def lower_limit(self, key: BatchKey, rows: int) -> None:
         """Fewer rows from now on, at least the two of one guided picture."""
-        self._limits[key] = max(2, min(rows, self.limit(key)))
+        self._limits[key] = max(2, min(rows, self._limits.get(key, self.max_rows)))
 
     def remove(self, request_id: str) -> None:
         """Forgets a request wherever it is; its rows are free for the next schedule."""

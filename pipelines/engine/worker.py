@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pipelines.components import Components
 from pipelines.diffusion import row_count
 from pipelines.engine.engine import Engine, Failure, Outcome
+from pipelines.engine.profile import StepProfile
 from pipelines.engine.request import EngineEvent, ImageRequest, ImageResult
 from pipelines.engine.stats import EngineStats
 from pipelines.engine.twins import Twins, fingerprint
@@ -40,7 +41,14 @@ class EngineWorker:
     must not block. `Future.cancel` does nothing; `cancel(request_id)` ends a request.
     """
 
-    def __init__(self, components: Components, *, max_rows: int = 16, lora_slots: int = 16) -> None:
+    def __init__(
+        self,
+        components: Components,
+        *,
+        max_rows: int = 16,
+        lora_slots: int = 16,
+        profile: StepProfile | None = None,
+    ) -> None:
         self._wake = threading.Condition()
         self._loaded = False
         """Adapters were read since the last step."""
@@ -48,6 +56,7 @@ class EngineWorker:
             components,
             max_rows=max_rows,
             lora_slots=lora_slots,
+            profile=profile,
             report=self._dispatch,
             on_loaded=self._on_loaded,
         )

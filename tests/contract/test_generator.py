@@ -1,6 +1,7 @@
 """A Generator with a tiny model, on a real task store and a real folder."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -40,9 +41,10 @@ def objects(tmp_path: Path) -> Objects:
 
 
 @pytest.fixture
-def settings(key_prefix: str) -> Settings:
+def settings(key_prefix: str, tmp_path: Path) -> Settings:
     tasks = TaskSettings(heartbeat_s=0.05, backoff_s=0.05, key_prefix=key_prefix)
-    return Settings(models={"tiny": ModelSettings(max_rows=4)}, tasks=tasks)
+    models = {"tiny": ModelSettings(max_rows=4)}
+    return Settings(models=models, tasks=tasks, data_dir=tmp_path / "data")
 
 
 @pytest.fixture
@@ -179,6 +181,18 @@ async def test_drain_hands_a_half_drawn_picture_back_and_leaves_nothing_running(
     assert (back.status, back.lost, back.errors) == (Status.QUEUED, 0, 0)
     assert not generator._pending
     assert not generator._engine.stats().alive
+
+
+async def test_what_was_measured_of_the_device_outlives_the_replica(
+    start: Callable[[], Generator], order: Submit, store: TaskStore, settings: Settings
+) -> None:
+    generator = start()
+    await reached(store, await order(num_inference_steps=8, num_images=2), Status.SUCCEEDED)
+    await generator.drain()
+    (file,) = (settings.data_dir / "profiles").iterdir()
+    assert file.name.startswith("tiny.cpu-")
+    (measured,) = json.loads(file.read_text())["keys"]
+    assert set(measured["seconds"]) >= {"4"}
 
 
 async def _previews(store: TaskStore, task: Task) -> None:

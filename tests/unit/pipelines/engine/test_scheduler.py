@@ -23,7 +23,8 @@ def ticket(name: str, *, side: int = 64, rows: int = 2, priority: int = 0) -> Ti
 
 def test_neither_the_scheduler_nor_the_request_module_imports_torch() -> None:
     code = (
-        "import sys, pipelines.engine.scheduler, pipelines.engine.request, pipelines.engine.stats;"
+        "import sys, pipelines.engine.scheduler, pipelines.engine.request, pipelines.engine.stats,"
+        "pipelines.engine.profile;"
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
