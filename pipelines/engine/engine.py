@@ -108,7 +108,7 @@ class Engine:
             raise InvalidRequest("id", f"id must be unique among those running, got {request.id!r}")
         self._jobs[request.id] = Job(request, time.monotonic())
         if request.loras:
-            self.loras.order(request.id, request.loras)
+            self.loras.order(request.id, request.loras, request.priority)
         else:
             self._enter(request)
 

@@ -15,6 +15,9 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+AGEING_S = 30.0
+"""So much waiting makes up for one priority."""
+
 
 @dataclass(frozen=True)
 class BatchKey:
@@ -85,7 +88,7 @@ class Scheduler:
         max_rows: int,
         *,
         cap: Callable[[BatchKey], int] | None = None,
-        ageing_s: float = 30.0,
+        ageing_s: float = AGEING_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`cap` may allow a key fewer rows; `ageing_s` of waiting count as one priority more, 0:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from queue import PriorityQueue
 
 from pipelines.components import Components
 from pipelines.engine.request import LoraUse
+from pipelines.engine.scheduler import AGEING_S
 from pipelines.errors import InvalidRequest, ModelError
 from pipelines.lora.adapter import Adapter, AdapterCache
 from pipelines.lora.bank import LoraBank, RowLoras
@@ -26,11 +28,13 @@ class Worn:
     """Of the adapters that change a text encoder."""
 
 
-@dataclass
+@dataclass(order=True)
 class _Order:
-    uses: tuple[LoraUse, ...]
-    adapters: Future[list[Adapter]]
+    rank: float
+    """The least first: by priority and age, as the scheduler admits."""
     ordered_at: float
+    uses: tuple[LoraUse, ...] = field(compare=False)
+    adapters: Future[list[Adapter]] = field(compare=False, default_factory=Future)
 
 
 class LoraLoader:
@@ -46,6 +50,7 @@ class LoraLoader:
         self._thread = ThreadPoolExecutor(1, "daguerre-lora")
         self._orders: dict[str, _Order] = {}
         """Of requests that wait, the oldest first."""
+        self._unread: PriorityQueue[_Order] = PriorityQueue()
         self._worn: dict[str, tuple[Worn, tuple[str, ...]]] = {}
         """By request: what it wears, and the ids that are held for it."""
 
@@ -59,11 +64,25 @@ class LoraLoader:
         """Of them, those whose files are being read."""
         return sum(not order.adapters.done() for order in self._orders.values())
 
-    def order(self, request_id: str, uses: tuple[LoraUse, ...]) -> None:
-        """Begins to read; a later `ready` names the request."""
-        adapters = self._thread.submit(self._read, uses)
-        self._orders[request_id] = _Order(uses, adapters, time.monotonic())
-        adapters.add_done_callback(lambda _: self._on_read())
+    def order(self, request_id: str, uses: tuple[LoraUse, ...], priority: int = 0) -> None:
+        """Begins to read, the most urgent first; a later `ready` names the request."""
+        now = time.monotonic()
+        order = _Order(now - priority * AGEING_S, now, uses)
+        self._orders[request_id] = order
+        order.adapters.add_done_callback(lambda _: self._on_read())
+        self._unread.put(order)
+        self._thread.submit(self._read_next)
+
+    def _read_next(self) -> None:
+        order = self._unread.get_nowait()
+        if not order.adapters.set_running_or_notify_cancel():
+            return
+        try:
+            adapters = self._read(order.uses)
+        except BaseException as error:
+            order.adapters.set_exception(error)
+        else:
+            order.adapters.set_result(adapters)
 
     def _read(self, uses: tuple[LoraUse, ...]) -> list[Adapter]:
         try:
@@ -74,12 +93,12 @@ class LoraLoader:
     def ready(self) -> list[tuple[str, Exception | None]]:
         """Requests that may join now, their adapters held until `give_back`, or why not.
 
-        One for which there are too few slots waits until others give theirs back, whatever their
-        priorities.
+        One for which there are too few slots waits until others give theirs back. The most urgent
+        get them first.
         """
         ready: list[tuple[str, Exception | None]] = []
         blocked = False
-        for request_id, order in list(self._orders.items()):
+        for request_id, order in sorted(self._orders.items(), key=lambda item: item[1]):
             if not order.adapters.done():
                 continue
             if (error := order.adapters.exception()) is not None:
@@ -123,7 +142,8 @@ class LoraLoader:
 
     def give_back(self, request_id: str) -> None:
         """The request has ended or wants its adapters no more."""
-        self._orders.pop(request_id, None)
+        if order := self._orders.pop(request_id, None):
+            order.adapters.cancel()
         _, held = self._worn.pop(request_id, (Worn(), ()))
         for adapter_id in held:
             self.bank.release(adapter_id)
