@@ -155,10 +155,11 @@ local function step_out(queue, line, id)
 end
 
 local function take_turn(queue, line)
-  local latest = math.max(latest_turn(queue), (turn_of(queue, line)))
-  call('SET', P .. 'turn:' .. queue, int(latest))
-  call('ZINCRBY', P .. 'share:' .. queue, int(TURN), line)
-  call('ZREMRANGEBYSCORE', P .. 'spent:' .. queue, '-inf', int(latest))
+  local score = call('ZINCRBY', P .. 'share:' .. queue, int(TURN), line)
+  local turn = tonumber(score) + worth(line) - TURN
+  if turn <= latest_turn(queue) then return end
+  call('SET', P .. 'turn:' .. queue, int(turn))
+  call('ZREMRANGEBYSCORE', P .. 'spent:' .. queue, '-inf', int(turn))
 end
 
 local function in_front(h) return num(h, 'score') < FRONT end
@@ -563,12 +564,13 @@ end
 local function line_up_strays()
   for _ = 1, SWEEP_BATCH do
     local id = call('ZRANGEBYSCORE', P .. 'queue:' .. A.queue, int(FRONT), '+inf', 'LIMIT', 0, 1)[1]
-    if not id or of_newer_release(id) then return end
+    if not id then return end
+    local said = redis.pcall('HMGET', P .. 'task:' .. id, 'priority', 'owner')
+    local line = said[1] and said[2] and said[1] .. ':' .. said[2] or ''
+    if call('ZSCORE', P .. 'line:' .. A.queue .. ':' .. line, id) then return end
+    if of_newer_release(id) then return end
     local h = read(id)
-    if h and h.status == 'queued' and not damage(h, A.queue) then
-      if not call('ZSCORE', P .. 'line:' .. A.queue .. ':' .. line_of(h), id) then line_up(h) end
-      return
-    end
+    if h and h.status == 'queued' and not damage(h, A.queue) then return line_up(h) end
     take('queue:', A.queue, id, 'queued')
   end
 end
