@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import platform
 import re
 
 import torch
 
-from configs.settings import ModelSettings
+from configs.settings import ModelSettings, Settings
+from deployments.log import get_logger
 from pipelines.components import Components, load_components
+from pipelines.engine.profile import StepProfile
+
+log = get_logger(__name__)
+
+PROFILE_EVERY_S = 300.0
 
 
 def load_model(preset: ModelSettings) -> Components:
@@ -41,3 +48,24 @@ def computes(device: torch.device) -> bool:
         return True
     except RuntimeError:
         return False
+
+
+class KeptProfile:
+    """What was measured of a model on this device, kept in the data folder."""
+
+    def __init__(self, settings: Settings, model: str, device: torch.device) -> None:
+        self._file = settings.data_dir / "profiles" / f"{model}.{device_name(device)}.json"
+        self.profile = StepProfile.load(self._file, settings.models[model].max_rows)
+
+    async def keep(self) -> None:
+        """Saves it now and then, until cancelled."""
+        while True:
+            await asyncio.sleep(PROFILE_EVERY_S)
+            await self.save()
+
+    async def save(self) -> None:
+        """Logs where it cannot."""
+        try:
+            await asyncio.to_thread(self.profile.save, self._file)
+        except OSError as error:
+            log.warning("the next start measures the device anew: %s", error)

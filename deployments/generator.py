@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import math
 import os
@@ -10,25 +11,32 @@ import random
 import socket
 import time
 import uuid
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
 
 from configs.settings import Settings
-from deployments.device import computes, device_name, load_model
+from deployments.device import KeptProfile, computes, load_model
 from deployments.log import get_logger
 from deployments.metrics import GeneratorMetrics
 from deployments.runner import Job, TaskRunner
+from deployments.states import SavedStates
 from deployments.storage import open_store
 from deployments.storage.store import ObjectStore, StorageUnavailable
+from deployments.tasks.errors import TaskNotFound
 from deployments.tasks.image import ImageJob
-from deployments.tasks.model import Output, Progress, Task
+from deployments.tasks.model import TERMINAL, Output, Progress, Task
 from deployments.tasks.store import TaskStore
 from pipelines.components import Components
-from pipelines.engine.profile import StepProfile
-from pipelines.engine.request import EngineEvent, EventKind, ImageResult, Mask, Picture
+from pipelines.engine.request import (
+    EngineEvent,
+    EventKind,
+    ImageResult,
+    Mask,
+    Picture,
+)
 from pipelines.engine.worker import EngineWorker
 from pipelines.errors import ComputationFailed
 from pipelines.images import decode_image, encode_image, fit_image, mask_of
@@ -47,7 +55,6 @@ would only take them out of the queue, where they can still be reordered."""
 
 PREVIEW_EVERY_S = 1.0
 DRAIN_S = 8.0
-PROFILE_EVERY_S = 300.0
 
 STORAGE_PATIENCE_S = 300.0
 """How long an attempt waits for an object store that is away. A task has few attempts: without
@@ -83,11 +90,10 @@ class Generator:
         preset = settings.models[model]
         components = components or load_model(preset)
         self._device = components.device
-        self._profile_file = (
-            settings.data_dir / "profiles" / f"{model}.{device_name(self._device)}.json"
+        self._kept = KeptProfile(settings, model, self._device)
+        self._engine = EngineWorker(
+            components, max_rows=preset.max_rows, profile=self._kept.profile
         )
-        self._profile = StepProfile.load(self._profile_file, preset.max_rows)
-        self._engine = EngineWorker(components, max_rows=preset.max_rows, profile=self._profile)
         self._default_size = components.default_size
         self._device_lost = False
         self._stall_s = CPU_STALL_S if self._device.type == "cpu" else STALL_S
@@ -96,6 +102,7 @@ class Generator:
         self._store = TaskStore.connect(
             redis_url, settings.tasks, max_queue=settings.limits.max_queue
         )
+        self._states = SavedStates(self._objects, preset.save_state_steps, self._engine.snapshot)
         self._decoders = asyncio.Semaphore(DECODERS)
         self._pending: set[asyncio.Task[None]] = set()
         self._runner = TaskRunner(
@@ -110,11 +117,12 @@ class Generator:
             ready=self._works,
             info=self._info,
             on_claim=self._on_claim,
-            on_end=lambda end: self._metrics.tasks.inc(tags={"end": end}),
+            on_end=self._on_end,
         )
+        self._draining = False
         self._engine.start()
         self._runner.start()
-        self._spawn(self._keep_profile())
+        self._spawn(self._kept.keep())
         log.info("model %s is loaded, default size %d px", model, self._default_size)
 
     # verbs of the deployment
@@ -153,28 +161,16 @@ class Generator:
 
     async def drain(self) -> None:
         """Take no more tasks, hand back unfinished ones, stop the engine."""
+        self._draining = True
         await self._runner.drain(DRAIN_S)
         await asyncio.to_thread(self._engine.stop, DRAIN_S)
         # A preview that is still on its way would open a closed store again.
         for pending in self._pending:
             pending.cancel()
         await asyncio.gather(*self._pending, return_exceptions=True)
-        await self._save_profile()
+        await self._kept.save()
         await self._store.close()
         await self._objects.close()
-
-    # what was learnt of the device
-
-    async def _keep_profile(self) -> None:
-        while True:
-            await asyncio.sleep(PROFILE_EVERY_S)
-            await self._save_profile()
-
-    async def _save_profile(self) -> None:
-        try:
-            await asyncio.to_thread(self._profile.save, self._profile_file)
-        except OSError as error:
-            log.warning("the next start measures the device anew: %s", error)
 
     # a task
 
@@ -185,6 +181,7 @@ class Generator:
         results = await self._draw(
             image_job,
             f"{job.task.id}.{job.claim.fence}",
+            states=await self._states.load(job.task, image_job.num_images),
             init_image=init_image,
             mask=None if mask is None else mask_of(mask),
             job=job,
@@ -209,6 +206,7 @@ class Generator:
         *,
         init_image: Picture | None = None,
         mask: Mask | None = None,
+        states: Sequence[bytes | None] = (),
         job: Job | None = None,
     ) -> list[ImageResult]:
         """All pictures of one request; canceling this coroutine frees their rows."""
@@ -224,6 +222,9 @@ class Generator:
             mask=mask,
             priority=0 if job is None else job.task.priority,
         )
+        if any(states):
+            pairs = zip(requests, states, strict=True)
+            requests = [replace(request, resume=state) for request, state in pairs]
         futures = [
             asyncio.wrap_future(self._engine.submit(request, functools.partial(on_event, index)))
             for index, request in enumerate(requests)
@@ -231,6 +232,10 @@ class Generator:
         try:
             results = await asyncio.gather(*futures)
         except BaseException as error:
+            tracker.over = True
+            if job is not None and self._draining and isinstance(error, asyncio.CancelledError):
+                ids = [request.id for request in requests]
+                await self._states.save_all(job.task.id, ids, DRAIN_S / 2)
             for request in requests:
                 self._engine.cancel(request.id)
             if isinstance(error, ComputationFailed):
@@ -255,6 +260,8 @@ class Generator:
         if event.kind is EventKind.PREVIEW and event.preview is not None:
             self._spawn(self._send_preview(job, event.preview))
             return
+        if self._states.due(event) and not tracker.over:
+            self._spawn(self._states.save(job.task.id, index, event.request_id))
         tracker.record(index, event)
         job.progress = tracker.progress
         now = time.monotonic()
@@ -315,6 +322,18 @@ class Generator:
             wait = (task.started_at - task.created_at).total_seconds()
             self._metrics.queue_wait_s.observe(max(0.0, wait))
 
+    def _on_end(self, end: str, task: Task) -> None:
+        self._metrics.tasks.inc(tags={"end": end})
+        if end in ("succeeded", "failed", "stale"):
+            self._spawn(self._forget_states(end, task))
+
+    async def _forget_states(self, end: str, task: Task) -> None:
+        with contextlib.suppress(TaskNotFound):
+            # canceled by its owner, or lost to another worker that may need them
+            if end == "stale" and (await self._store.get(task.id)).status not in TERMINAL:
+                return
+        await self._states.forget(task.id, int(task.input.get("num_images", 1)))
+
     def _works(self) -> bool:
         return not self._device_lost and self._engine.healthy(self._stall_s)
 
@@ -349,6 +368,8 @@ class StepTracker:
         self._steps = 0
         self.preview_at = -math.inf
         """When a preview was last asked for, monotonic seconds."""
+        self.over = False
+        """Nobody waits for the pictures any more, though some events may still come."""
 
     def record(self, index: int, event: EngineEvent) -> None:
         self._done[index] = max(self._done[index], event.step)

@@ -27,6 +27,7 @@ from pipelines.engine.request import (
     Picture,
 )
 from pipelines.engine.scheduler import Scheduler, Ticket
+from pipelines.engine.snapshot import Snapshot, resume, take_snapshot
 from pipelines.errors import InvalidRequest, RequestCanceled, explained
 from pipelines.lora.loader import LoraLoader
 
@@ -126,6 +127,13 @@ class Engine:
         if request_id in self._jobs:
             self._previews[request_id] = None
 
+    def snapshot(self, request_id: str) -> Snapshot | None:
+        """Of a request that has begun and can go on from one; to be asked between steps."""
+        job = self._jobs.get(request_id)
+        if job is None or job.state is None or job.state.error is not None:
+            return None
+        return take_snapshot(self.components, job.state)
+
     @torch.inference_mode()
     def step(self) -> None:
         """Does one step of work. With no work, nothing."""
@@ -163,7 +171,9 @@ class Engine:
         for job, state in self._each_or_alone(self.diffusion.prepare, jobs):
             job.state = state
             job.prepared_at = time.monotonic()
-            self._report(EngineEvent(job.request.id, EventKind.STARTED, 0, state.steps))
+            resume(self.components, state)
+            step = state.step_index
+            self._report(EngineEvent(job.request.id, EventKind.STARTED, step, state.steps))
             self._after_step(job)
 
     def _each_or_alone(

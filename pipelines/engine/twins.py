@@ -67,7 +67,7 @@ def fingerprint(request: ImageRequest) -> bytes:
     """
     digest = hashlib.blake2b(digest_size=32)
     for field in dataclasses.fields(request):
-        if field.name != "id":
+        if field.name not in ("id", "resume"):
             _add(digest, getattr(request, field.name))
     return digest.digest()
 

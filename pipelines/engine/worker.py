@@ -9,17 +9,20 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from pipelines.components import Components
 from pipelines.diffusion import row_count
 from pipelines.engine.engine import Engine, Failure, Outcome
 from pipelines.engine.profile import StepProfile
 from pipelines.engine.request import EngineEvent, ImageRequest, ImageResult
+from pipelines.engine.snapshot import Snapshot
 from pipelines.engine.stats import EngineStats
 from pipelines.engine.twins import Twins, fingerprint
 from pipelines.errors import EngineStopped, InvalidRequest, RequestCanceled
 
 log = logging.getLogger("ray.serve.daguerre.engine")
+T = TypeVar("T")
 
 FIRST_STEP_S = 600.0
 """The first step may compile kernels and pick algorithms: this long is no stall."""
@@ -123,6 +126,22 @@ class EngineWorker:
             if request_id in self._clients:
                 leader = self._twins.leader(request_id)
                 self._asked.append(lambda: self._engine.want_preview(leader))
+
+    def snapshot(self, request_id: str) -> Future[Snapshot | None]:
+        """The request's state at the next step boundary; None where it has none to go on from.
+
+        The future never ends if the engine stops before.
+        """
+        future: Future[Snapshot | None] = Future()
+        future.set_running_or_notify_cancel()  # so that Future.cancel cannot race set_result
+        with self._wake:
+            if request_id not in self._clients:
+                future.set_result(None)
+                return future
+            leader = self._twins.leader(request_id)
+            self._asked.append(lambda: _answer(future, lambda: self._engine.snapshot(leader)))
+            self._wake.notify()
+        return future
 
     def stop(self, timeout_s: float = 10.0) -> None:
         """Stops after the running step; unfinished futures get EngineStopped. Idempotent.
@@ -258,3 +277,10 @@ class EngineWorker:
             self._arrived.clear()
         for client in clients:
             client.future.set_exception(error)
+
+
+def _answer(future: Future[T], ask: Callable[[], T]) -> None:
+    try:
+        future.set_result(ask())
+    except Exception as error:
+        future.set_exception(error)
