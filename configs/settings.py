@@ -153,6 +153,12 @@ class ModelSettings(Section):
         description="Pictures of higher priority that a full worker claims all the same, parking "
         "running ones; they then end before tasks that were moved to the front. 0: none.",
     )
+    save_state_steps: int = Field(
+        0,
+        ge=0,
+        description="Every so many steps, and when its replica stops, a half-drawn picture is "
+        "saved in the object store: the next attempt goes on there. 0: never, it begins anew.",
+    )
     min_replicas: int = Field(1, ge=0)
     max_replicas: int = Field(1, ge=1)
     num_cpus: float = Field(1.0, ge=0)

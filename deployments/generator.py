@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import math
 import os
@@ -10,24 +11,25 @@ import random
 import socket
 import time
 import uuid
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 
-from configs.settings import ModelSettings, Settings
+from configs.settings import Settings
+from deployments.device import KeptProfile, computes, load_model
 from deployments.log import get_logger
 from deployments.metrics import GeneratorMetrics
 from deployments.runner import Job, TaskRunner
+from deployments.states import SavedStates
 from deployments.storage import open_store
 from deployments.storage.store import ObjectStore, StorageUnavailable
+from deployments.tasks.errors import TaskNotFound
 from deployments.tasks.image import ImageJob
-from deployments.tasks.model import Output, Progress, Task
+from deployments.tasks.model import TERMINAL, Output, Progress, Task
 from deployments.tasks.store import TaskStore
-from pipelines.compilation import compile_blocks
-from pipelines.components import Components, load_components
+from pipelines.components import Components
 from pipelines.engine.request import EngineEvent, EventKind, ImageResult, Mask, Picture
 from pipelines.engine.worker import EngineWorker
 from pipelines.errors import ComputationFailed
@@ -81,9 +83,12 @@ class Generator:
         self._model = model
         preset = settings.models[model]
         components = components or load_model(preset)
-        self._engine = EngineWorker(components, max_rows=preset.max_rows)
-        self._default_size = components.default_size
         self._device = components.device
+        self._kept = KeptProfile(settings, model, self._device)
+        self._engine = EngineWorker(
+            components, max_rows=preset.max_rows, profile=self._kept.profile
+        )
+        self._default_size = components.default_size
         self._device_lost = False
         self._stall_s = CPU_STALL_S if self._device.type == "cpu" else STALL_S
         self._metrics = GeneratorMetrics(model)
@@ -91,6 +96,7 @@ class Generator:
         self._store = TaskStore.connect(
             redis_url, settings.tasks, max_queue=settings.limits.max_queue
         )
+        self._states = SavedStates(self._objects, preset.save_state_steps, self._engine.snapshot)
         self._decoders = asyncio.Semaphore(DECODERS)
         self._pending: set[asyncio.Task[None]] = set()
         self._runner = TaskRunner(
@@ -105,10 +111,12 @@ class Generator:
             ready=self._works,
             info=self._info,
             on_claim=self._on_claim,
-            on_end=lambda end: self._metrics.tasks.inc(tags={"end": end}),
+            on_end=self._on_end,
         )
+        self._draining = False
         self._engine.start()
         self._runner.start()
+        self._spawn(self._kept.keep())
         log.info("model %s is loaded, default size %d px", model, self._default_size)
 
     # verbs of the deployment
@@ -147,12 +155,14 @@ class Generator:
 
     async def drain(self) -> None:
         """Take no more tasks, hand back unfinished ones, stop the engine."""
+        self._draining = True
         await self._runner.drain(DRAIN_S)
         await asyncio.to_thread(self._engine.stop, DRAIN_S)
         # A preview that is still on its way would open a closed store again.
-        for preview in self._pending:
-            preview.cancel()
+        for pending in self._pending:
+            pending.cancel()
         await asyncio.gather(*self._pending, return_exceptions=True)
+        await self._kept.save()
         await self._store.close()
         await self._objects.close()
 
@@ -165,6 +175,7 @@ class Generator:
         results = await self._draw(
             image_job,
             f"{job.task.id}.{job.claim.fence}",
+            states=await self._states.load(job.task, image_job.num_images),
             init_image=init_image,
             mask=None if mask is None else mask_of(mask),
             job=job,
@@ -189,6 +200,7 @@ class Generator:
         *,
         init_image: Picture | None = None,
         mask: Mask | None = None,
+        states: Sequence[bytes | None] = (),
         job: Job | None = None,
     ) -> list[ImageResult]:
         """All pictures of one request; canceling this coroutine frees their rows."""
@@ -204,6 +216,9 @@ class Generator:
             mask=mask,
             priority=0 if job is None else job.task.priority,
         )
+        if any(states):
+            pairs = zip(requests, states, strict=True)
+            requests = [replace(request, resume=state) for request, state in pairs]
         futures = [
             asyncio.wrap_future(self._engine.submit(request, functools.partial(on_event, index)))
             for index, request in enumerate(requests)
@@ -211,6 +226,10 @@ class Generator:
         try:
             results = await asyncio.gather(*futures)
         except BaseException as error:
+            tracker.over = True
+            if job is not None and self._draining and isinstance(error, asyncio.CancelledError):
+                ids = [request.id for request in requests]
+                await self._states.save_all(job.task.id, ids, DRAIN_S / 2)
             for request in requests:
                 self._engine.cancel(request.id)
             if isinstance(error, ComputationFailed):
@@ -235,6 +254,8 @@ class Generator:
         if event.kind is EventKind.PREVIEW and event.preview is not None:
             self._spawn(self._send_preview(job, event.preview))
             return
+        if self._states.due(event) and not tracker.over:
+            self._spawn(self._states.save(job.task.id, index, event.request_id))
         tracker.record(index, event)
         job.progress = tracker.progress
         now = time.monotonic()
@@ -254,7 +275,7 @@ class Generator:
     def _reap(self, task: asyncio.Task[None]) -> None:
         self._pending.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.info("a preview was dropped: %s", error)
+            log.info("dropped in the background: %s", error)
 
     async def _keep(self, job: ImageJob, run: Job, results: list[ImageResult]) -> list[Output]:
         """Encode and upload under keys of this attempt alone, so that a late writer harms none."""
@@ -295,6 +316,18 @@ class Generator:
             wait = (task.started_at - task.created_at).total_seconds()
             self._metrics.queue_wait_s.observe(max(0.0, wait))
 
+    def _on_end(self, end: str, task: Task) -> None:
+        self._metrics.tasks.inc(tags={"end": end})
+        if end in ("succeeded", "failed", "stale"):
+            self._spawn(self._forget_states(end, task))
+
+    async def _forget_states(self, end: str, task: Task) -> None:
+        with contextlib.suppress(TaskNotFound):
+            # canceled by its owner, or lost to another worker that may need them
+            if end == "stale" and (await self._store.get(task.id)).status not in TERMINAL:
+                return
+        await self._states.forget(task.id, int(task.input.get("num_images", 1)))
+
     def _works(self) -> bool:
         return not self._device_lost and self._engine.healthy(self._stall_s)
 
@@ -329,6 +362,8 @@ class StepTracker:
         self._steps = 0
         self.preview_at = -math.inf
         """When a preview was last asked for, monotonic seconds."""
+        self.over = False
+        """Nobody waits for the pictures any more, though some events may still come."""
 
     def record(self, index: int, event: EngineEvent) -> None:
         self._done[index] = max(self._done[index], event.step)
@@ -337,23 +372,6 @@ class StepTracker:
     @property
     def progress(self) -> Progress:
         return Progress(step=sum(self._done), steps=self._steps * len(self._done))
-
-
-def load_model(preset: ModelSettings) -> Components:
-    """The checkpoint of a configured model. Raises ModelError where it cannot be loaded."""
-    # Ray gives an actor one OpenMP thread a CPU it asked for; a model alone on its machine may use
-    # all of them.
-    torch.set_num_threads(
-        preset.num_threads or max(1, (os.cpu_count() or 1) // preset.max_replicas)
-    )
-    components = load_components(
-        preset.source,
-        config=preset.config,
-        device=preset.device,
-        dtype=preset.dtype,
-        tiny_vae=preset.tiny_vae,
-    )
-    return compile_blocks(components) if preset.compile else components
 
 
 async def patiently(call: Callable[[], Awaitable[T]]) -> T:
@@ -368,13 +386,3 @@ async def patiently(call: Callable[[], Awaitable[T]]) -> T:
             log.warning("tried again in %.0f s or less: %s", wait_s, error)
         await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))  # noqa: S311 - spreads replicas
         wait_s = min(2 * wait_s, 10.0)
-
-
-def computes(device: torch.device) -> bool:
-    """Whether the device still works: after some faults CUDA refuses all of a process's calls."""
-    try:
-        return bool(torch.ones(2, device=device).sum().item() == 2)
-    except torch.OutOfMemoryError:
-        return True
-    except RuntimeError:
-        return False

@@ -77,7 +77,7 @@ class TaskRunner:
         ready: Callable[[], bool] = lambda: True,
         info: Callable[[], dict[str, object]] = dict,
         on_claim: Callable[[Task], None] = lambda task: None,
-        on_end: Callable[[str], None] = lambda end: None,
+        on_end: Callable[[str, Task], None] = lambda end, task: None,
     ) -> None:
         """`capacity` is the room in units of `size_of`; a single larger task still runs alone.
         `urgent_room` is room beyond it, for tasks of higher priority than one that runs.
@@ -225,7 +225,7 @@ class TaskRunner:
             if self._jobs.get(job.task.id) is job:
                 del self._jobs[job.task.id]
             self._freed.set()
-            self._on_end(end)
+            self._on_end(end, job.task)
             log_.info("attempt %d ended: %s", job.task.attempt, end)
 
     async def _run_to_end(self, job: Job, log_: TaskLogger) -> str:

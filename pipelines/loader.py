@@ -9,13 +9,15 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from queue import PriorityQueue
 from typing import Any, NamedTuple, TypeVar
 
 from pipelines.components import Components
 from pipelines.control.net import control_id, load_control
 from pipelines.engine.request import ControlUse, ImageRequest, IPAdapterUse, LoraUse
+from pipelines.engine.scheduler import AGEING_S
 from pipelines.errors import InvalidRequest, ModelError
 from pipelines.ip_adapter.adapter import IPAdapter, IPAdapterReader
 from pipelines.lora.adapter import Adapter, AdapterCache
@@ -37,14 +39,14 @@ class Slots:
 
     def check(self, request: ImageRequest) -> None:
         """Raises InvalidRequest for a request that could wait for ever."""
-        for field, given, most in (
+        for name, given, most in (
             ("lora", len(request.loras), self.loras),
             ("controls", len(request.controls), self.controls),
             ("ip_adapters", len(request.ip_adapters), self.ip_adapters),
         ):
             if given > most:
-                message = f"{field} must have at most {most} entries, got {given}"
-                raise InvalidRequest(field, message)
+                message = f"{name} must have at most {most} entries, got {given}"
+                raise InvalidRequest(name, message)
 
 
 SLOTS = Slots()
@@ -89,13 +91,15 @@ class _Held(NamedTuple):
         return [future for _, future in (*self.controls, *self.ip_adapters)]
 
 
-@dataclass
+@dataclass(order=True)
 class _Order:
-    request: ImageRequest
-    files: Future[_Files]
+    rank: float
+    """The least first: by priority and age, as the scheduler admits."""
     ordered_at: float
-    held: _Held | None = None
-    refused: bool = False
+    request: ImageRequest = field(compare=False)
+    files: Future[_Files] = field(compare=False, default_factory=Future)
+    held: _Held | None = field(compare=False, default=None)
+    refused: bool = field(compare=False, default=False)
     """Slots were too few, and none has been given back since."""
 
     @property
@@ -134,6 +138,7 @@ class Loader:
         self._loader = ThreadPoolExecutor(1, "daguerre-loader")
         self._orders: dict[str, _Order] = {}
         """Of requests that wait, the oldest first."""
+        self._unread: PriorityQueue[_Order] = PriorityQueue()
         self._worn: dict[str, tuple[Worn, ExitStack]] = {}
         """By request that joined: what it has, and what gives that back."""
 
@@ -153,19 +158,23 @@ class Loader:
         return sum(order.reading or order.refused for order in self._orders.values())
 
     def order(self, request: ImageRequest) -> None:
-        """Begins to read; a later `ready` names the request."""
-        files = self._submit(self._reader, partial(self._read, request))
-        self._orders[request.id] = _Order(request, files, time.monotonic())
+        """Begins to read, the most urgent first; a later `ready` names the request."""
+        now = time.monotonic()
+        order = _Order(now - request.priority * AGEING_S, now, request)
+        self._orders[request.id] = order
+        order.files.add_done_callback(lambda _: self._on_read())
+        self._unread.put(order)
+        self._reader.submit(self._read_next)
 
     def ready(self) -> list[tuple[str, Exception | None]]:
         """Requests that may join now, all they need held until `give_back`, or why not.
 
-        One for which there are too few slots waits until others give theirs back, whatever their
-        priorities.
+        One for which there are too few slots waits until others give theirs back. The most urgent
+        get them first.
         """
         ready: list[tuple[str, Exception | None]] = []
         blocked = False
-        for request_id, order in list(self._orders.items()):
+        for request_id, order in sorted(self._orders.items(), key=lambda item: item[1]):
             if order.reading:
                 continue
             try:
@@ -220,9 +229,10 @@ class Loader:
 
     def give_back(self, request_id: str) -> None:
         """The request has ended or wants nothing more."""
-        order = self._orders.pop(request_id, None)
-        if order is not None and order.held is not None:
-            order.held.release.close()
+        if order := self._orders.pop(request_id, None):
+            order.files.cancel()
+            if order.held is not None:
+                order.held.release.close()
         if request_id in self._worn:
             self._worn.pop(request_id)[1].close()
         for other in self._orders.values():
@@ -243,6 +253,17 @@ class Loader:
     def _load(self, load: Callable[[], T]) -> Future[T]:
         # a LoRA must not wait behind a module a hundred times its size
         return self._submit(self._loader, load)
+
+    def _read_next(self) -> None:
+        order = self._unread.get_nowait()
+        if not order.files.set_running_or_notify_cancel():
+            return
+        try:
+            files = self._read(order.request)
+        except BaseException as error:
+            order.files.set_exception(error)
+        else:
+            order.files.set_result(files)
 
     def _read(self, request: ImageRequest) -> _Files:
         with _blaming("lora"):

@@ -10,7 +10,7 @@ from deployments.api.services import MAX_DELAY_S, Services
 from deployments.log import TaskLogger, get_logger
 from deployments.storage.store import StorageUnavailable
 from deployments.tasks.errors import StoreUnavailable
-from deployments.tasks.image import INPUT_PREFIX, OUTPUT_PREFIX
+from deployments.tasks.image import INPUT_PREFIX, OUTPUT_PREFIX, STATE_PREFIX
 
 log = get_logger(__name__)
 
@@ -66,11 +66,12 @@ class Upkeep:
 
     async def _sweep_strays(self) -> None:
         """Blobs that no task can name any more: of lost attempts, abandoned submissions, and
-        of a process that died between removing a task and its pictures.
+        of a process that died between removing a task and its pictures; and states of a day ago.
         """
         objects, kept_s = self._services.objects, self._services.settings.tasks.retention_s
         # A task may wait its delay and its turn before it reads its input.
         strays = await objects.sweep(INPUT_PREFIX, kept_s + MAX_DELAY_S + DAY_S)
         strays += await objects.sweep(OUTPUT_PREFIX, kept_s + DAY_S)
+        strays += await objects.sweep(STATE_PREFIX, DAY_S)
         if strays:
             log.info("%d stray objects removed", strays)

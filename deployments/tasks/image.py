@@ -20,6 +20,8 @@ INPUT_PREFIX = "inputs/"
 """Where pictures that clients sent lie in the object store; removed by age alone."""
 OUTPUT_PREFIX = "results/"
 """Where finished pictures lie; removed with their task, and by age if no task names them."""
+STATE_PREFIX = "state/"
+"""Where half-drawn pictures lie; removed when their task ends, and by age."""
 
 MAX_CLIP_SKIP = 11
 """The text encoders of Stable Diffusion have 12 layers, of which one must be left."""

@@ -9,6 +9,8 @@
 --
 -- task:<id>       hash: the record. `did:<fence>` says how that claim ended.
 -- queue:<q>       zset of queued ids by `score`; scheduled:<q> by `not_before`; running:<q> by lease
+-- line:<q>:<line> zset of queued ids by `seq`, a line being `<priority>:<owner>`; see Shares
+-- share:<q>       zset of lines that wait, by turn; spent:<q> of idle ones; turn:<q> the latest taken
 -- ended           zset of ended ids by end, for the expiry; all:<status>:<kind> and
 --                 own:<status>:<kind>:<owner> zsets by creation (`*` = any), for listings
 -- events:<id>     stream; watch:<id> someone reads it; wake:<q> one-entry stream, grows with work
@@ -27,6 +29,9 @@ local REPLAY_TTL_S, TOMB_TTL_S, DAMAGED_TTL_S = 120, 86400, 7 * 86400
 local SWEEP_BATCH, MAX_BACKOFF = 100, 3600 * 1000000
 local PRIORITY_STEP, ABOVE_ALL = 2 ^ 44, 101 -- seq < 2^44: scores stay exact in a double
 local STORE_GAP = 5 * 1000000
+local FRONT = -ABOVE_ALL * PRIORITY_STEP -- what was moved to the front has a lower score
+local TURN = 2 ^ 20
+local PASS = 1000 * TURN -- so many turns a priority is worth
 
 local function int(x) return string.format('%.0f', x) end
 local function num(h, field) return tonumber(h[field]) or 0 end
@@ -107,14 +112,69 @@ local function lists(h)
   return out
 end
 
+-- Shares: owners of one queue take turns, by start-time fair queueing (Goyal, Vin and Cheng, 1996).
+-- Each line's next task has a turn, and each task takes one; a line that begins to wait gets the
+-- latest turn, so an owner neither saves up turns nor is held to those it took while alone. A
+-- priority is worth PASS turns: so long higher ones pass, then lower ones take turns with them.
+
+local function line_of(h) return h.priority .. ':' .. h.owner end
+
+local function worth(line) return (tonumber(string.match(line, '^%-?%d+')) or 0) * PASS end
+
+local function latest_turn(queue) return tonumber(call('GET', P .. 'turn:' .. queue) or '') or 0 end
+
+-- The turn of a line's next task; `idle` if none waits.
+local function turn_of(queue, line)
+  local score = call('ZSCORE', P .. 'share:' .. queue, line)
+  if score then return tonumber(score) + worth(line) end
+  -- one part of a turn more: of lines that begin at the same turn the first to come is the first
+  local spent = tonumber(call('ZSCORE', P .. 'spent:' .. queue, line) or '') or 0
+  return math.max(latest_turn(queue) + 1, spent), 'idle'
+end
+
+local function line_up(h)
+  local line = line_of(h)
+  local turn, idle = turn_of(h.queue, line)
+  if idle then
+    call('SET', P .. 'turn:' .. h.queue, int(latest_turn(h.queue) + 1))
+    call('ZREM', P .. 'spent:' .. h.queue, line)
+  end
+  -- what comes back gives its turn back
+  if h.took_turn then turn = turn - TURN end
+  unset(h, 'took_turn')
+  call('ZADD', P .. 'line:' .. h.queue .. ':' .. line, h.seq, h.id)
+  call('ZADD', P .. 'share:' .. h.queue, int(turn - worth(line)), line)
+end
+
+local function step_out(queue, line, id)
+  local key = P .. 'line:' .. queue .. ':' .. line
+  if call('ZREM', key, id) == 0 or call('EXISTS', key) == 1 then return end
+  local turn = turn_of(queue, line)
+  call('ZREM', P .. 'share:' .. queue, line)
+  if turn > latest_turn(queue) then call('ZADD', P .. 'spent:' .. queue, int(turn), line) end
+end
+
+local function take_turn(queue, line)
+  local score = call('ZINCRBY', P .. 'share:' .. queue, int(TURN), line)
+  local turn = tonumber(score) + worth(line) - TURN
+  if turn <= latest_turn(queue) then return end
+  call('SET', P .. 'turn:' .. queue, int(turn))
+  call('ZREMRANGEBYSCORE', P .. 'spent:' .. queue, '-inf', int(turn))
+end
+
+local function in_front(h) return num(h, 'score') < FRONT end
+
 local function enter(h)
   local key, score = place(h)
   call('ZADD', P .. key, score, h.id)
   for _, list in ipairs(lists(h)) do call('ZADD', P .. list, h.seq, h.id) end
-  if h.status == 'queued' then woken[h.queue] = true end
+  if h.status ~= 'queued' then return end
+  if not in_front(h) then line_up(h) end
+  woken[h.queue] = true
 end
 
 local function leave(h)
+  if h.status == 'queued' then step_out(h.queue, line_of(h), h.id) end
   call('ZREM', P .. place(h), h.id)
   for _, list in ipairs(lists(h)) do call('ZREM', P .. list, h.id) end
 end
@@ -426,8 +486,11 @@ end
 
 local function reorder(h, changes)
   changes.updated = NOW
+  if h.status == 'queued' then step_out(h.queue, line_of(h), h.id) end
   set(h, changes)
-  if h.status == 'queued' then call('ZADD', P .. 'queue:' .. h.queue, h.score, h.id) end
+  if h.status ~= 'queued' then return end
+  call('ZADD', P .. 'queue:' .. h.queue, h.score, h.id)
+  if not in_front(h) then line_up(h) end
 end
 
 function verbs.priority()
@@ -446,15 +509,35 @@ function verbs.front()
   local first = call('ZRANGE', P .. 'queue:' .. h.queue, 0, 0)[1]
   if h.front ~= A.rid and first ~= h.id then
     local turn = call('INCR', P .. 'front')
-    reorder(h, {front = A.rid, score = -ABOVE_ALL * PRIORITY_STEP - turn})
+    reorder(h, {front = A.rid, score = FRONT - turn})
   end
   return {'ok', flat(h)}
+end
+
+-- How many start before this one if nothing more comes. Costs as much as there are lines.
+local function ahead_of(h)
+  local queue, line = h.queue, line_of(h)
+  local front = '(' .. int(math.min(FRONT, num(h, 'score')))
+  local ahead = call('ZCOUNT', P .. 'queue:' .. queue, '-inf', front)
+  if in_front(h) then return ahead end
+  local before = call('ZCOUNT', P .. 'line:' .. queue .. ':' .. line, '-inf', '(' .. h.seq)
+  local mine = turn_of(queue, line) - worth(line) + before * TURN
+  local others = call('ZRANGEBYSCORE', P .. 'share:' .. queue, '-inf', int(mine), 'WITHSCORES')
+  for i = 1, #others, 2 do
+    local other, lead = others[i], mine - tonumber(others[i + 1])
+    if other ~= line then
+      local turns = math.floor(lead / TURN)
+      if lead % TURN > 0 or other < line then turns = turns + 1 end
+      ahead = ahead + math.min(turns, size('line:' .. queue .. ':' .. other))
+    end
+  end
+  return ahead + before
 end
 
 function verbs.position()
   local h = read(A.task)
   if not waiting(h) or damage(h, h.queue) then return {'none'} end
-  local ahead = call('ZCOUNT', P .. 'queue:' .. h.queue, '-inf', '(' .. h.score)
+  local ahead = ahead_of(h)
   local run, side_by_side = pace(h.queue)
   if not run then return {'ok', ahead, ''} end
   local busy = size('running:' .. h.queue) > 0 and 1 or 0
@@ -477,13 +560,35 @@ local function more_urgent(id, priority)
   return not own or own > priority
 end
 
-local function in_front(id)
-  return tonumber(call('ZSCORE', P .. 'queue:' .. A.queue, id)) < -ABOVE_ALL * PRIORITY_STEP
+-- What an older release queued, or someone else wrote, stands in no line.
+local function line_up_strays()
+  for _ = 1, SWEEP_BATCH do
+    local id = call('ZRANGEBYSCORE', P .. 'queue:' .. A.queue, int(FRONT), '+inf', 'LIMIT', 0, 1)[1]
+    if not id then return end
+    local said = redis.pcall('HMGET', P .. 'task:' .. id, 'priority', 'owner')
+    local line = said[1] and said[2] and said[1] .. ':' .. said[2] or ''
+    if call('ZSCORE', P .. 'line:' .. A.queue .. ':' .. line, id) then return end
+    if of_newer_release(id) then return end
+    local h = read(id)
+    if h and h.status == 'queued' and not damage(h, A.queue) then return line_up(h) end
+    take('queue:', A.queue, id, 'queued')
+  end
 end
 
-local function claimed(out, taken)
-  if #taken > 0 then remember(taken) end
-  return out
+-- The next id and its line, '' for what was moved to the front; `passed`, by line, is left alone.
+local function next_waiting(passed)
+  local first = call('ZRANGEBYSCORE', P .. 'queue:' .. A.queue, '-inf', '(' .. int(FRONT),
+    'LIMIT', passed[''] or 0, 1)[1]
+  if first then return first, '' end
+  local at = 0
+  while true do
+    local line = call('ZRANGE', P .. 'share:' .. A.queue, at, at)[1]
+    if not line then return nil end
+    local key, n = P .. 'line:' .. A.queue .. ':' .. line, passed[line] or 0
+    local id = (not A.above or worth(line) > A.above * PASS) and call('ZRANGE', key, n, n)[1]
+    if id then return id, line end
+    at = at + 1
+  end
 end
 
 function verbs.claim()
@@ -494,26 +599,32 @@ function verbs.claim()
   end
   if again then return out end
   sweep(A.queue)
-  local taken, skipped = {}, 0
+  line_up_strays()
+  local taken, passed, skipped = {}, {}, 0
   while #taken < A.limit and skipped < SWEEP_BATCH do
-    local ids = call('ZRANGE', P .. 'queue:' .. A.queue, skipped, skipped + A.limit - #taken - 1)
-    if #ids == 0 then break end
-    for _, id in ipairs(ids) do
-      local urgent = not A.above or more_urgent(id, A.above)
-      if not urgent and not in_front(id) then return claimed(out, taken) end
-      if not urgent or of_newer_release(id) then
-        skipped = skipped + 1
-      else
-        local h = take('queue:', A.queue, id, 'queued')
-        if h then
-          start(h)
-          out[#out + 1] = flat(h)
-          taken[#taken + 1] = {h.id, h.fence}
+    local id, line = next_waiting(passed)
+    if not id then break end
+    local urgent = line ~= '' or not A.above or more_urgent(id, A.above)
+    if not urgent or of_newer_release(id) then
+      passed[line] = (passed[line] or 0) + 1
+      skipped = skipped + 1
+    else
+      local h = take('queue:', A.queue, id, 'queued')
+      if h then
+        unset(h, 'took_turn')
+        if line ~= '' then
+          take_turn(A.queue, line)
+          set(h, {took_turn = 1})
         end
+        start(h)
+        out[#out + 1] = flat(h)
+        taken[#taken + 1] = {h.id, h.fence}
       end
+      step_out(A.queue, line, id)
     end
   end
-  return claimed(out, taken)
+  if #taken > 0 then remember(taken) end
+  return out
 end
 
 function verbs.sweep()

@@ -15,17 +15,19 @@ from typing import TypeVar
 import torch
 
 from pipelines.components import Components
-from pipelines.diffusion import Diffusion, ImageState, check_request, row_count
+from pipelines.diffusion import Diffusion, check_request, row_count
 from pipelines.engine.forward import Forward
+from pipelines.engine.job import Job
+from pipelines.engine.profile import StepProfile
 from pipelines.engine.request import (
     EngineEvent,
     EventKind,
     ImageRequest,
     ImageResult,
     Picture,
-    Timing,
 )
 from pipelines.engine.scheduler import Scheduler, Ticket
+from pipelines.engine.snapshot import Snapshot, resume, take_snapshot
 from pipelines.errors import InvalidRequest, RequestCanceled, explained
 from pipelines.loader import SLOTS, Loader, Slots, brings_files
 
@@ -45,26 +47,6 @@ Outcome = EngineEvent | ImageResult | Failure
 """What the engine reports; ImageResult and Failure are a request's last."""
 
 
-@dataclass
-class _Job:
-    """A request in the engine, with its clock: monotonic seconds of each milestone."""
-
-    request: ImageRequest
-    added_at: float
-    admitted_at: float = 0.0
-    prepared_at: float = 0.0
-    denoised_at: float = 0.0
-    state: ImageState | None = None
-
-    def timing(self) -> Timing:
-        return Timing(
-            queue_s=self.admitted_at - self.added_at,
-            prepare_s=self.prepared_at - self.admitted_at,
-            denoise_s=self.denoised_at - self.prepared_at,
-            decode_s=time.monotonic() - self.denoised_at,
-        )
-
-
 class Engine:
     """Denoises many requests together. Single-threaded: whoever calls `step` owns it.
 
@@ -77,19 +59,22 @@ class Engine:
         *,
         max_rows: int = 16,
         slots: Slots = SLOTS,
+        profile: StepProfile | None = None,
         report: Callable[[Outcome], None],
         on_loaded: Callable[[], None] = lambda: None,
     ) -> None:
-        """`on_loaded` is called on another thread when a `stalled` engine may step again."""
+        """`profile` may keep batches below `max_rows`; without one nothing does but lack of memory.
+        `on_loaded` is called on another thread when a `stalled` engine may step again.
+        """
         self.components = components
-        self.scheduler = Scheduler(max_rows)
+        self.scheduler = Scheduler(max_rows, cap=None if profile is None else profile.limit)
         self.slots = slots
         self.loader = Loader(components, slots, on_read=on_loaded)
         self.diffusion = Diffusion(components, self.loader)
-        self.forward = Forward(self.diffusion, self.scheduler)
+        self.forward = Forward(self.diffusion, self.scheduler, profile)
         self._report = report
-        self._jobs: dict[str, _Job] = {}
-        self._decoding: dict[str, _Job] = {}
+        self._jobs: dict[str, Job] = {}
+        self._decoding: dict[str, Job] = {}
         """Denoised, in the order of finishing; a subset of the jobs."""
         self._canceled: set[str] = set()
         self._previews: dict[str, None] = {}
@@ -118,7 +103,7 @@ class Engine:
         self.check(request)
         if request.id in self._jobs:
             raise InvalidRequest("id", f"id must be unique among those running, got {request.id!r}")
-        self._jobs[request.id] = _Job(request, time.monotonic())
+        self._jobs[request.id] = Job(request, time.monotonic())
         if brings_files(request):
             self.loader.order(request)
         else:
@@ -139,6 +124,13 @@ class Engine:
         """One PREVIEW event at the end of a coming step; nothing for a request already denoised."""
         if request_id in self._jobs:
             self._previews[request_id] = None
+
+    def snapshot(self, request_id: str) -> Snapshot | None:
+        """Of a request that has begun and can go on from one; to be asked between steps."""
+        job = self._jobs.get(request_id)
+        if job is None or job.state is None or job.state.error is not None:
+            return None
+        return take_snapshot(self.components, job.state)
 
     @torch.inference_mode()
     def step(self) -> None:
@@ -170,19 +162,21 @@ class Engine:
             else:
                 self._fail(job, explained("loading", error))
 
-    def _prepare(self, jobs: Sequence[_Job]) -> None:
+    def _prepare(self, jobs: Sequence[Job]) -> None:
         now = time.monotonic()
         for job in jobs:
             job.admitted_at = now
         for job, state in self._each_or_alone(self.diffusion.prepare, jobs):
             job.state = state
             job.prepared_at = time.monotonic()
-            self._report(EngineEvent(job.request.id, EventKind.STARTED, 0, state.steps))
+            resume(self.components, state)
+            step = state.step_index
+            self._report(EngineEvent(job.request.id, EventKind.STARTED, step, state.steps))
             self._after_step(job)
 
     def _each_or_alone(
-        self, verb: Callable[[list[ImageRequest]], list[T]], jobs: Sequence[_Job]
-    ) -> list[tuple[_Job, T]]:
+        self, verb: Callable[[list[ImageRequest]], list[T]], jobs: Sequence[Job]
+    ) -> list[tuple[Job, T]]:
         """Applies `verb` to all together; if that fails, one by one, so only the culprits fail."""
         if not jobs:
             return []
@@ -195,7 +189,7 @@ class Engine:
             log.warning("preparing %d requests together failed: %s", len(jobs), error)
         return [pair for job in jobs for pair in self._each_or_alone(verb, [job])]
 
-    def _denoise(self, jobs: Sequence[_Job]) -> None:
+    def _denoise(self, jobs: Sequence[Job]) -> None:
         batch = [(job, job.state) for job in jobs if job.state is not None and not job.state.done]
         if not batch:
             return
@@ -207,7 +201,7 @@ class Engine:
                 self._report(EngineEvent(job.request.id, EventKind.STEP, step, state.steps))
             self._after_step(job)
 
-    def _after_step(self, job: _Job) -> None:
+    def _after_step(self, job: Job) -> None:
         """Ends a failed request; one with no steps left gives its rows back and awaits the VAE."""
         state = job.state
         if state is None:
@@ -228,7 +222,7 @@ class Engine:
         if jobs := self._same_size(list(self._decoding.values())):
             self._decode(jobs)
 
-    def _decode(self, jobs: Sequence[_Job]) -> None:
+    def _decode(self, jobs: Sequence[Job]) -> None:
         states = [job.state for job in jobs if job.state is not None]
         try:
             pictures = self.diffusion.decode(states)
@@ -267,7 +261,7 @@ class Engine:
             event = EngineEvent(request_id, EventKind.PREVIEW, step, state.steps, picture)
             self._report(event)
 
-    def _same_size(self, jobs: Sequence[_Job]) -> list[_Job]:
+    def _same_size(self, jobs: Sequence[Job]) -> list[Job]:
         """The first job and those after it that fit into one VAE forward with it."""
         if not jobs:
             return []
@@ -278,7 +272,7 @@ class Engine:
 
     # --- ends ------------------------------------------------------------------------------
 
-    def _forget(self, job: _Job) -> None:
+    def _forget(self, job: Job) -> None:
         request_id = job.request.id
         self.scheduler.remove(request_id)
         self.loader.give_back(request_id)
@@ -286,10 +280,10 @@ class Engine:
         self._decoding.pop(request_id, None)
         self._previews.pop(request_id, None)
 
-    def _finish(self, job: _Job, picture: Picture) -> None:
+    def _finish(self, job: Job, picture: Picture) -> None:
         self._forget(job)
         self._report(ImageResult(job.request.id, picture, job.timing()))
 
-    def _fail(self, job: _Job, error: Exception) -> None:
+    def _fail(self, job: Job, error: Exception) -> None:
         self._forget(job)
         self._report(Failure(job.request.id, error))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator, Sequence
 
 import torch
 
 from pipelines.diffusion import Diffusion, ImageState
+from pipelines.engine.profile import StepProfile
 from pipelines.engine.scheduler import BatchKey, Scheduler
 from pipelines.errors import explained
 
@@ -20,11 +22,16 @@ class Forward:
     One that runs out of memory also lowers the number of rows of its key, for good.
     """
 
-    def __init__(self, diffusion: Diffusion, scheduler: Scheduler) -> None:
+    def __init__(
+        self, diffusion: Diffusion, scheduler: Scheduler, profile: StepProfile | None = None
+    ) -> None:
+        """Each forward is measured for the `profile`."""
         self.rows = 0
         """UNet rows of the latest step. Any thread may read it."""
         self._diffusion = diffusion
         self._scheduler = scheduler
+        self._profile = profile
+        self._device = diffusion.components.device
 
     def step(self, key: BatchKey, states: Sequence[ImageState]) -> None:
         """Moves each state, all of one key, a step on; one that cannot gets its `error`."""
@@ -34,7 +41,7 @@ class Forward:
 
     def _try(self, key: BatchKey, states: Sequence[ImageState]) -> None:
         try:
-            noise_preds = self._diffusion.denoise(states)
+            noise_preds = self._measured(key, states)
         except Exception as error:
             log.warning("a forward of %d requests failed", len(states), exc_info=error)
             # the frames of its traceback would keep the activations in memory
@@ -43,6 +50,24 @@ class Forward:
             self._diffusion.advance(states, noise_preds)
             return
         self._failed(key, states, failure)
+
+    def _measured(self, key: BatchKey, states: Sequence[ImageState]) -> list[torch.Tensor]:
+        if self._profile is None:
+            return self._diffusion.denoise(states)
+        rows = sum(state.rows for state in states)
+        on_cuda, used = self._device.type == "cuda", 0
+        if on_cuda:
+            torch.cuda.reset_peak_memory_stats(self._device)
+            before = torch.cuda.memory_allocated(self._device)
+        started_at = time.perf_counter()
+        # it reads what it computed back, so it has really been computed at its end
+        noise_preds = self._diffusion.denoise(states)
+        seconds = time.perf_counter() - started_at
+        if on_cuda:
+            used = torch.cuda.max_memory_allocated(self._device) - before
+            self._profile.room_bytes = _free_bytes(self._device)
+        self._profile.record(key, rows, seconds, used)
+        return noise_preds
 
     def _failed(self, key: BatchKey, states: Sequence[ImageState], error: Exception) -> None:
         rows = sum(state.rows for state in states)
@@ -69,3 +94,9 @@ def _parts(states: Sequence[ImageState], limit: int) -> Iterator[list[ImageState
         part.append(state)
         rows += state.rows
     yield part
+
+
+def _free_bytes(device: torch.device) -> int:
+    """What the device and torch's own cache have left."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

@@ -115,6 +115,9 @@ class ImageRequest:
     """Their effects add up."""
     priority: int = 0
     """Higher is admitted first."""
+    resume: bytes | None = field(default=None, repr=False)
+    """What `EngineWorker.snapshot` gave of an equal request: it goes on there. Anything else is
+    logged and begins anew."""
 
 
 class EventKind(StrEnum):

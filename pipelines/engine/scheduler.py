@@ -1,16 +1,22 @@
 """Which requests run in the next step. Pure bookkeeping: imports no torch.
 
-Requests wait and run per batch key. Within a key, admission is by priority, then age, and nobody
-overtakes a request that does not fit yet; for one of higher priority, running ones are parked
-until there is room for them again. Between keys, deficit round robin shares the device:
-every key with work gets the same share of compute, so no picture size blocks another.
+Requests wait and run per batch key. Within a key, admission is by priority, then age; a request
+gains a priority for every `ageing_s` that it waits, so none waits for ever. Nobody overtakes a
+request that does not fit yet; for one of higher priority, running ones are parked until there is
+room for them again. Between keys, deficit round robin shares the device: every key with work gets
+the same share of compute, so no picture size blocks another.
 """
 
 from __future__ import annotations
 
 import bisect
+import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+
+AGEING_S = 30.0
+"""So much waiting makes up for one priority."""
 
 
 @dataclass(frozen=True)
@@ -49,17 +55,25 @@ class Schedule:
     """Requests that ran and wait again, as they are."""
 
 
-Waiting = tuple[int, int, Ticket]
-"""-priority, arrival, ticket: the order of admission."""
+@dataclass(eq=False)
+class _Entry:
+    """A request in the scheduler."""
+
+    ticket: Ticket
+    arrival: int
+    since: float
+    """When it came, put off by the time that it ran in between."""
+    joined: float = 0.0
+    """While it runs: since when."""
 
 
 @dataclass
 class _Lane:
     """The requests of one batch key."""
 
-    waiting: list[Waiting] = field(default_factory=list)
-    """Sorted."""
-    running: dict[str, Waiting] = field(default_factory=dict)
+    waiting: list[_Entry] = field(default_factory=list)
+    """Sorted by rank."""
+    running: dict[str, _Entry] = field(default_factory=dict)
     rows: int = 0
     """Of the running."""
     deficit: int = 0
@@ -69,10 +83,23 @@ class _Lane:
 class Scheduler:
     """Admits and picks. Not thread-safe: it belongs to the engine."""
 
-    def __init__(self, max_rows: int) -> None:
+    def __init__(
+        self,
+        max_rows: int,
+        *,
+        cap: Callable[[BatchKey], int] | None = None,
+        ageing_s: float = AGEING_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`cap` may allow a key fewer rows; `ageing_s` of waiting count as one priority more, 0:
+        none do.
+        """
         if max_rows < 2:
             raise ValueError(f"max_rows is {max_rows}, at least 2 needed for one guided picture")
         self.max_rows = max_rows
+        self._cap = cap or (lambda key: max_rows)
+        self._ageing_s = ageing_s
+        self._clock = clock
         self._lanes: dict[BatchKey, _Lane] = {}
         self._ring: deque[BatchKey] = deque()
         """Keys with running requests; the first has the turn."""
@@ -98,18 +125,16 @@ class Scheduler:
             raise ValueError(f"request {ticket.id!r} has {ticket.rows} rows, 1..{self.max_rows}")
         self._keys[ticket.id] = ticket.key
         lane = self._lanes.setdefault(ticket.key, _Lane())
-        bisect.insort(lane.waiting, (-ticket.priority, self._arrivals, ticket), key=_order)
+        self._wait(lane, _Entry(ticket, self._arrivals, self._clock()))
         self._arrivals += 1
-        self.waiting += 1
-        self.waiting_rows += ticket.rows
 
     def limit(self, key: BatchKey) -> int:
         """UNet rows of one forward of this key, at most."""
-        return self._limits.get(key, self.max_rows)
+        return min(self._limits.get(key, self.max_rows), self._cap(key))
 
     def lower_limit(self, key: BatchKey, rows: int) -> None:
         """Fewer rows from now on, at least the two of one guided picture."""
-        self._limits[key] = max(2, min(rows, self.limit(key)))
+        self._limits[key] = max(2, min(rows, self._limits.get(key, self.max_rows)))
 
     def remove(self, request_id: str) -> None:
         """Forgets a request wherever it is; its rows are free for the next schedule."""
@@ -118,11 +143,9 @@ class Scheduler:
             return
         lane = self._lanes[key]
         if running := lane.running.pop(request_id, None):
-            self._end(key, lane, running[2])
+            self._end(key, lane, running.ticket)
         else:
-            at = next(i for i, (*_, t) in enumerate(lane.waiting) if t.id == request_id)
-            self.waiting -= 1
-            self.waiting_rows -= lane.waiting.pop(at)[2].rows
+            self._leave(lane, next(e for e in lane.waiting if e.ticket.id == request_id))
         if not lane.running and not lane.waiting:
             del self._lanes[key]
 
@@ -133,11 +156,12 @@ class Scheduler:
         midst, and the cap holds at every step.
         """
         lane = self._lanes[self._keys[request_id]]
-        rank, arrival, ticket = lane.running[request_id]
+        entry = lane.running[request_id]
+        ticket = entry.ticket
         freed = ticket.rows - rows
         if not 0 <= freed < ticket.rows:
             raise ValueError(f"request {request_id!r} has {ticket.rows} rows, cannot keep {rows}")
-        lane.running[request_id] = (rank, arrival, replace(ticket, rows=rows))
+        entry.ticket = replace(ticket, rows=rows)
         lane.rows -= freed
         self.rows -= freed
 
@@ -152,64 +176,98 @@ class Scheduler:
 
     def schedule(self) -> Schedule:
         """Admits everyone who fits, then gives the step to one key. Empty when there is no work."""
-        admitted: list[Waiting] = []
-        parked: list[Waiting] = []
+        now = self._clock()
+        admitted: list[_Entry] = []
+        parked: list[_Entry] = []
         for key, lane in self._lanes.items():
-            self._admit(key, lane, admitted, parked)
-        admitted.sort(key=_order)
+            self._admit(key, lane, now, admitted, parked)
+        admitted.sort(key=self._rank)
         turn = self._next_key()
         batch = tuple(self._lanes[turn].running) if turn is not None else ()
         return Schedule(
-            tuple(ticket.id for *_, ticket in admitted),
+            tuple(entry.ticket.id for entry in admitted),
             batch,
-            tuple(ticket.id for *_, ticket in parked),
+            tuple(entry.ticket.id for entry in parked),
         )
 
     def _admit(
-        self, key: BatchKey, lane: _Lane, admitted: list[Waiting], parked: list[Waiting]
+        self,
+        key: BatchKey,
+        lane: _Lane,
+        now: float,
+        admitted: list[_Entry],
+        parked: list[_Entry],
     ) -> None:
         while lane.waiting:
-            first = lane.waiting[0]
-            ticket = first[2]
-            if lane.rows + ticket.rows > self.limit(key):
-                if not (less_urgent := self._less_urgent(key, lane, ticket)):
+            entry, victims = lane.waiting[0], list[_Entry]()
+            if lane.rows + entry.ticket.rows > self.limit(key):
+                # one that only its age brought to the front parks nobody: the urgent pass it
+                entry = max(lane.waiting, key=lambda e: (e.ticket.priority, -e.arrival))
+                if not (victims := self._less_urgent(key, lane, entry)):
                     break
-                for victim in less_urgent:
-                    self._park(key, lane, victim)
-                parked += less_urgent
-            del lane.waiting[0]
-            if not lane.running:
-                self._ring.append(key)
-            lane.running[ticket.id] = first
-            lane.rows += ticket.rows
-            self.rows += ticket.rows
-            self.running += 1
-            self.waiting -= 1
-            self.waiting_rows -= ticket.rows
-            admitted.append(first)
+            self._leave(lane, entry)
+            for victim in victims:
+                self._park(key, lane, victim, now)
+            parked += victims
+            self._join(key, lane, entry, now)
+            admitted.append(entry)
 
-    def _less_urgent(self, key: BatchKey, lane: _Lane, ticket: Ticket) -> list[Waiting]:
+    def _less_urgent(self, key: BatchKey, lane: _Lane, entry: _Entry) -> list[_Entry]:
         """Running requests of lower priority whose rows this one needs; none if they are too few.
 
         The least urgent first, and of those the latest.
         """
+        ticket = entry.ticket
         missing = lane.rows + ticket.rows - self.limit(key)
-        chosen: list[Waiting] = []
-        for running in sorted(lane.running.values(), key=_order, reverse=True):
-            if missing <= 0 or running[2].priority >= ticket.priority:
+        chosen: list[_Entry] = []
+        for other in sorted(lane.running.values(), key=lambda e: (e.ticket.priority, -e.arrival)):
+            if missing <= 0:
                 break
-            chosen.append(running)
-            missing -= running[2].rows
+            if self._yields(other, ticket):
+                chosen.append(other)
+                missing -= other.ticket.rows
         return chosen if missing <= 0 else []
 
-    def _park(self, key: BatchKey, lane: _Lane, victim: Waiting) -> None:
-        """Back among those that wait, at its old place."""
-        ticket = victim[2]
-        del lane.running[ticket.id]
-        self._end(key, lane, ticket)
-        bisect.insort(lane.waiting, victim, key=_order)
+    def _rank(self, entry: _Entry) -> tuple[float, int]:
+        """The order of those that wait. Everyone's age grows alike, so it stays as it is."""
+        if not self._ageing_s:
+            return -entry.ticket.priority, entry.arrival
+        return entry.since - entry.ticket.priority * self._ageing_s, entry.arrival
+
+    def _yields(self, running: _Entry, ticket: Ticket) -> bool:
+        """Whether this ticket, come when that one joined, would have been before it.
+
+        So one that has waited for long keeps its rows, and is not parked again and again.
+        """
+        return self._rank(_Entry(ticket, 0, running.joined))[0] < self._rank(running)[0]
+
+    def _wait(self, lane: _Lane, entry: _Entry) -> None:
+        bisect.insort(lane.waiting, entry, key=self._rank)
         self.waiting += 1
-        self.waiting_rows += ticket.rows
+        self.waiting_rows += entry.ticket.rows
+
+    def _leave(self, lane: _Lane, entry: _Entry) -> None:
+        lane.waiting.remove(entry)
+        self.waiting -= 1
+        self.waiting_rows -= entry.ticket.rows
+
+    def _join(self, key: BatchKey, lane: _Lane, entry: _Entry, now: float) -> None:
+        if not lane.running:
+            self._ring.append(key)
+        lane.running[entry.ticket.id] = entry
+        entry.joined = now
+        lane.rows += entry.ticket.rows
+        self.rows += entry.ticket.rows
+        self.running += 1
+
+    def _park(self, key: BatchKey, lane: _Lane, victim: _Entry, now: float) -> None:
+        """Back among those that wait, before the later ones of its priority."""
+        del lane.running[victim.ticket.id]
+        self._end(key, lane, victim.ticket)
+        priority = victim.ticket.priority
+        equals = [e.since for e in lane.waiting if e.ticket.priority == priority]
+        victim.since = min([victim.since + now - victim.joined, *equals])
+        self._wait(lane, victim)
 
     def _next_key(self) -> BatchKey | None:
         """Deficit round robin (Shreedhar and Varghese, 1995), cost = rows x latent pixels."""
@@ -229,7 +287,3 @@ class Scheduler:
 
     def _cost(self, key: BatchKey) -> int:
         return self._lanes[key].rows * key.height * key.width
-
-
-def _order(waiting: Waiting) -> tuple[int, int]:
-    return waiting[:2]

@@ -66,7 +66,7 @@ def fingerprint(request: ImageRequest) -> bytes:
     Files count by path, whatever is in them.
     """
     digest = hashlib.blake2b(digest_size=32)
-    _add(digest, dataclasses.replace(request, id=""))
+    _add(digest, dataclasses.replace(request, id="", resume=None))
     return digest.digest()
 
 

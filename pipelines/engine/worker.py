@@ -9,17 +9,21 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from pipelines.components import Components
 from pipelines.diffusion import row_count
 from pipelines.engine.engine import Engine, Failure, Outcome
+from pipelines.engine.profile import StepProfile
 from pipelines.engine.request import EngineEvent, ImageRequest, ImageResult
+from pipelines.engine.snapshot import Snapshot
 from pipelines.engine.stats import EngineStats
 from pipelines.engine.twins import Twins, fingerprint
 from pipelines.errors import EngineStopped, InvalidRequest, RequestCanceled
 from pipelines.loader import SLOTS, Slots
 
 log = logging.getLogger("ray.serve.daguerre.engine")
+T = TypeVar("T")
 
 FIRST_STEP_S = 600.0
 """The first step may compile kernels and pick algorithms: this long is no stall."""
@@ -41,7 +45,14 @@ class EngineWorker:
     must not block. `Future.cancel` does nothing; `cancel(request_id)` ends a request.
     """
 
-    def __init__(self, components: Components, *, max_rows: int = 16, slots: Slots = SLOTS) -> None:
+    def __init__(
+        self,
+        components: Components,
+        *,
+        max_rows: int = 16,
+        slots: Slots = SLOTS,
+        profile: StepProfile | None = None,
+    ) -> None:
         self._wake = threading.Condition()
         self._loaded = False
         """Files were read since the last step."""
@@ -49,6 +60,7 @@ class EngineWorker:
             components,
             max_rows=max_rows,
             slots=slots,
+            profile=profile,
             report=self._dispatch,
             on_loaded=self._on_loaded,
         )
@@ -115,6 +127,22 @@ class EngineWorker:
             if request_id in self._clients:
                 leader = self._twins.leader(request_id)
                 self._asked.append(lambda: self._engine.want_preview(leader))
+
+    def snapshot(self, request_id: str) -> Future[Snapshot | None]:
+        """The request's state at the next step boundary; None where it has none to go on from.
+
+        The future never ends if the engine stops before.
+        """
+        future: Future[Snapshot | None] = Future()
+        future.set_running_or_notify_cancel()  # so that Future.cancel cannot race set_result
+        with self._wake:
+            if request_id not in self._clients:
+                future.set_result(None)
+                return future
+            leader = self._twins.leader(request_id)
+            self._asked.append(lambda: _answer(future, lambda: self._engine.snapshot(leader)))
+            self._wake.notify()
+        return future
 
     def stop(self, timeout_s: float = 10.0) -> None:
         """Stops after the running step; unfinished futures get EngineStopped. Idempotent.
@@ -251,3 +279,10 @@ class EngineWorker:
             self._arrived.clear()
         for client in clients:
             client.future.set_exception(error)
+
+
+def _answer(future: Future[T], ask: Callable[[], T]) -> None:
+    try:
+        future.set_result(ask())
+    except Exception as error:
+        future.set_exception(error)

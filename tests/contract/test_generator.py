@@ -1,10 +1,12 @@
 """A Generator with a tiny model, on a real task store and a real folder."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from configs.settings import ModelSettings, Settings, TaskSettings
@@ -13,9 +15,11 @@ from deployments.generator import Generator
 from deployments.storage.local import LocalStore
 from deployments.storage.store import StorageUnavailable
 from deployments.tasks.image import ImageFields
-from deployments.tasks.model import Status, Task
+from deployments.tasks.model import Claimed, Status, Task
 from deployments.tasks.store import TaskStore
 from pipelines.components import Components
+from pipelines.diffusion import Diffusion
+from pipelines.images import decode_image
 from tests.unit.pipelines import conftest as checkpoints
 
 Submit = Callable[..., Awaitable[Task]]
@@ -40,20 +44,23 @@ def objects(tmp_path: Path) -> Objects:
 
 
 @pytest.fixture
-def settings(key_prefix: str) -> Settings:
+def settings(key_prefix: str, tmp_path: Path) -> Settings:
     tasks = TaskSettings(heartbeat_s=0.05, backoff_s=0.05, key_prefix=key_prefix)
-    return Settings(models={"tiny": ModelSettings(max_rows=4)}, tasks=tasks)
+    models = {"tiny": ModelSettings(max_rows=4)}
+    return Settings(models=models, tasks=tasks, data_dir=tmp_path / "data")
 
 
 @pytest.fixture
 async def start(
     settings: Settings, redis_url: str, sd: Components, objects: Objects
-) -> AsyncIterator[Callable[[], Generator]]:
+) -> AsyncIterator[Callable[..., Generator]]:
     started: list[Generator] = []
 
-    def start_one() -> Generator:
+    def start_one(**preset: Any) -> Generator:
+        models = {"tiny": ModelSettings(max_rows=4, **preset)}
+        changed = settings.model_copy(update={"models": models})
         started.append(
-            Generator(settings, "tiny", redis_url=redis_url, components=sd, objects=objects)
+            Generator(changed, "tiny", redis_url=redis_url, components=sd, objects=objects)
         )
         return started[-1]
 
@@ -82,7 +89,7 @@ async def reached(store: TaskStore, task: Task, *statuses: Status) -> Task:
 
 
 async def test_a_task_becomes_pictures_and_a_call_joins_in(
-    start: Callable[[], Generator], order: Submit, store: TaskStore, objects: Objects
+    start: Callable[..., Generator], order: Submit, store: TaskStore, objects: Objects
 ) -> None:
     generator = start()
     task = await order(num_images=3, seed=5)
@@ -96,7 +103,7 @@ async def test_a_task_becomes_pictures_and_a_call_joins_in(
 
 
 async def test_an_object_store_that_was_away_costs_a_picture_no_attempt(
-    start: Callable[[], Generator], order: Submit, store: TaskStore, objects: Objects
+    start: Callable[..., Generator], order: Submit, store: TaskStore, objects: Objects
 ) -> None:
     objects.faults = 3
     start()
@@ -105,7 +112,7 @@ async def test_an_object_store_that_was_away_costs_a_picture_no_attempt(
 
 
 async def test_an_object_store_that_stays_away_fails_the_attempt_and_leaves_no_upload_behind(
-    start: Callable[[], Generator],
+    start: Callable[..., Generator],
     order: Submit,
     store: TaskStore,
     objects: Objects,
@@ -124,7 +131,7 @@ async def test_an_object_store_that_stays_away_fails_the_attempt_and_leaves_no_u
 
 
 async def test_a_lost_device_fails_its_batch_once_and_not_the_queue(
-    start: Callable[[], Generator],
+    start: Callable[..., Generator],
     order: Submit,
     store: TaskStore,
     monkeypatch: pytest.MonkeyPatch,
@@ -149,7 +156,7 @@ async def test_a_lost_device_fails_its_batch_once_and_not_the_queue(
 
 
 async def test_a_bad_request_that_the_model_cannot_compute_costs_no_replica(
-    start: Callable[[], Generator],
+    start: Callable[..., Generator],
     order: Submit,
     store: TaskStore,
     monkeypatch: pytest.MonkeyPatch,
@@ -167,7 +174,7 @@ async def test_a_bad_request_that_the_model_cannot_compute_costs_no_replica(
 
 
 async def test_drain_hands_a_half_drawn_picture_back_and_leaves_nothing_running(
-    start: Callable[[], Generator], order: Submit, store: TaskStore
+    start: Callable[..., Generator], order: Submit, store: TaskStore
 ) -> None:
     generator = start()
     task = await order(num_inference_steps=100, num_images=2)
@@ -179,6 +186,115 @@ async def test_drain_hands_a_half_drawn_picture_back_and_leaves_nothing_running(
     assert (back.status, back.lost, back.errors) == (Status.QUEUED, 0, 0)
     assert not generator._pending
     assert not generator._engine.stats().alive
+
+
+async def test_what_was_measured_of_the_device_outlives_the_replica(
+    start: Callable[..., Generator], order: Submit, store: TaskStore, settings: Settings
+) -> None:
+    generator = start()
+    await reached(store, await order(num_inference_steps=8, num_images=2), Status.SUCCEEDED)
+    await generator.drain()
+    (file,) = (settings.data_dir / "profiles").iterdir()
+    assert file.name.startswith("tiny.cpu-")
+    (measured,) = json.loads(file.read_text())["keys"]
+    assert set(measured["seconds"]) >= {"4"}
+
+
+async def kept(objects: Objects, task: Task, *indices: int) -> None:
+    """Until there are states of these pictures."""
+    async with asyncio.timeout(60):
+        while not all([await objects.exists(state_of(task, i)) for i in indices]):
+            await asyncio.sleep(0.01)
+
+
+def state_of(task: Task, index: int = 0) -> str:
+    return f"state/{task.id}/{index}.safetensors"
+
+
+LONG = {"num_inference_steps": 60, "scheduler": "EulerAncestralDiscreteScheduler", "seed": 3}
+
+
+@pytest.mark.parametrize("every", [5, 1000])
+async def test_another_replica_goes_on_with_what_a_stopped_one_had_begun(
+    start: Callable[..., Generator],
+    order: Submit,
+    store: TaskStore,
+    objects: Objects,
+    monkeypatch: pytest.MonkeyPatch,
+    every: int,
+) -> None:
+    first = start(save_state_steps=every)
+    task = await order(num_images=2, **LONG)
+    async with asyncio.timeout(60):
+        while (await store.get(task.id)).progress.step < 50:
+            await asyncio.sleep(0.02)
+    await first.drain()
+    assert (await store.get(task.id)).status is Status.QUEUED
+    assert await objects.exists(state_of(task, 0)), "saved as it stopped"
+    forwards = 0
+    denoise = Diffusion.denoise
+
+    def counted(self: Diffusion, states: Any) -> Any:
+        nonlocal forwards
+        forwards += 1
+        return denoise(self, states)
+
+    monkeypatch.setattr(Diffusion, "denoise", counted)
+    second = start(save_state_steps=every)
+    done = await reached(store, task, Status.SUCCEEDED, Status.FAILED)
+    assert done.status is Status.SUCCEEDED
+    assert 0 < forwards < 40
+    unbroken = await second.generate({"prompt": "a cat", "width": 64, "height": 64, **LONG})
+    drawn = decode_image(await objects.get(done.outputs[0].key), max_pixels=10**6)
+    expected = decode_image(unbroken.images[0], max_pixels=10**6)
+    assert np.abs(np.asarray(drawn, int) - np.asarray(expected, int)).max() <= 1
+    async with asyncio.timeout(5):
+        while await objects.exists(state_of(task, 0)) or await objects.exists(state_of(task, 1)):
+            await asyncio.sleep(0.01)
+
+
+async def test_a_canceled_task_leaves_no_state_behind(
+    start: Callable[..., Generator], order: Submit, store: TaskStore, objects: Objects
+) -> None:
+    start(save_state_steps=1)
+    task = await order(num_images=2, **LONG)
+    await kept(objects, task, 0, 1)
+    await store.cancel(task.id)
+    async with asyncio.timeout(5):
+        while await objects.exists(state_of(task, 0)) or await objects.exists(state_of(task, 1)):
+            await asyncio.sleep(0.01)
+    await asyncio.sleep(0.2)
+    assert not await objects.exists(state_of(task, 0))
+
+
+async def test_states_that_cannot_be_saved_or_read_cost_steps_and_no_picture(
+    start: Callable[..., Generator],
+    order: Submit,
+    store: TaskStore,
+    objects: Objects,
+    take: Callable[..., Awaitable[list[Claimed]]],
+    expire: Callable[[Task], Awaitable[None]],
+) -> None:
+    task = await order(num_images=2, **LONG)
+    await take(queue="tiny")
+    await objects.put(state_of(task, 1), b"not a state", "application/octet-stream")
+    await expire(task)
+    objects.faults = 5
+    start(save_state_steps=1)
+    done = await reached(store, task, Status.SUCCEEDED, Status.FAILED)
+    assert (done.status, done.attempt, done.errors) == (Status.SUCCEEDED, 2, 0)
+
+
+async def test_nothing_is_saved_where_nothing_is_asked_for(
+    start: Callable[..., Generator], order: Submit, store: TaskStore, objects: Objects
+) -> None:
+    generator = start()
+    task = await order(**LONG)
+    async with asyncio.timeout(60):
+        while (await store.get(task.id)).progress.step < 20:
+            await asyncio.sleep(0.02)
+    await generator.drain()
+    assert not await objects.exists(state_of(task))
 
 
 async def _previews(store: TaskStore, task: Task) -> None:

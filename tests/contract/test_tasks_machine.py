@@ -198,9 +198,21 @@ class Machine(RuleBasedStateMachine):
 
     # Workers
 
+    def turns(self):
+        """The order of claims: as the queue's, but owners of one priority take turns."""
+        queued = self.waiting_order()
+        ahead = {task.id: self.do(self.store.position(task.id)).ahead for task in queued}
+        assert sorted(ahead.values()) == list(range(len(queued)))
+        order = sorted(queued, key=lambda task: ahead[task.id])
+        assert [task.rank()[:2] for task in order] == [task.rank()[:2] for task in queued]
+        for owner in ("ann", "bob"):
+            own = [task for task in order if task.owner == owner]
+            assert own == [task for task in queued if task.owner == owner]
+        return order
+
     @rule(limit=st.integers(1, 3), worker=st.sampled_from(["w1", "w2"]))
     def claim(self, limit, worker):
-        due = self.waiting_order()[:limit]
+        due = self.turns()[:limit]
         claims = self.do(self.store.claim("q", worker, limit=limit, request_id=uuid4().hex))
         assert [claimed.task.id for claimed in claims] == [task.id for task in due]
         for claimed, task in zip(claims, due, strict=True):
@@ -321,6 +333,13 @@ class Machine(RuleBasedStateMachine):
         assert set(indices["scheduled:q"]) == self.ids(Status.SCHEDULED)
         assert set(indices["ended"]) == self.ids(*TERMINAL)
         assert indices["queue:q"] == [task.id for task in self.waiting_order()]
+        lines = {}
+        for task in self.waiting_order():
+            if not task.front:
+                lines.setdefault(f"{task.priority}:{task.owner}", []).append(task.id)
+        assert set(self.redis.zrange(self.key("share:q"), 0, -1)) == set(lines)
+        for line, ids in lines.items():
+            assert self.redis.zrange(self.key(f"line:q:{line}"), 0, -1) == ids
 
     def ids(self, *states):
         return {task.id for task in self.tasks.values() if task.status in states}

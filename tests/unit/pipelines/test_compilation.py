@@ -58,7 +58,7 @@ def draw(components: Components, *requests: ImageRequest) -> list[Picture]:
     engine = Engine(components, report=report)
     for request in requests:
         engine.add(request)
-    while engine.loras.reading:
+    while engine.loader.reading:
         time.sleep(0.01)
     while not engine.idle:
         engine.step()

@@ -14,7 +14,7 @@ import pytest
 from safetensors.torch import save_file
 
 from pipelines.components import Components
-from pipelines.engine.request import EngineEvent, ImageRequest, LoraUse, Picture
+from pipelines.engine.request import EngineEvent, ImageRequest, ImageResult, LoraUse, Picture
 from pipelines.engine.worker import EngineWorker
 from pipelines.errors import InvalidRequest, RequestCanceled
 from pipelines.loader import Slots
@@ -140,6 +140,41 @@ def test_requests_take_turns_where_slots_are_fewer_than_adapters(
     pictures = [run.result(request).picture for request in requests]
     assert all(differ(one, other) for one, other in itertools.pairwise(pictures))
     assert len(run.engine.loader.loras.resident) == 2
+
+
+def test_adapters_are_read_and_slots_are_given_by_priority_then_age(
+    model: Components, make_request: MakeRequest, lora: MakeLora, gate: threading.Event
+) -> None:
+    uses = [(LoraUse(lora(i)),) for i in range(5)]
+    requests = [
+        make_request(loras=worn, priority=priority)
+        for worn, priority in zip(uses, (0, 0, 0, 5, 1), strict=True)
+    ]
+    run = new_run(model, slots=1)
+    run.add(*requests)
+    gate.set()
+    finish(run)
+    order = [o.request_id for o in run.outcomes if isinstance(o, ImageResult)]
+    order.remove(requests[0].id)  # it may have been read before the others came
+    assert order == [requests[i].id for i in (3, 4, 1, 2)]
+
+
+def test_a_request_that_waits_for_slots_is_passed_by_a_more_urgent_one(
+    model: Components, make_request: MakeRequest, lora: MakeLora
+) -> None:
+    running, early, urgent = (
+        make_request(loras=(LoraUse(lora(i)),), priority=i) for i in (0, 1, 2)
+    )
+    run = new_run(model, slots=1)
+    run.add(running)
+    while not run.events(running):
+        run.engine.step()
+    run.add(early, urgent)
+    while run.engine.loader.reading:
+        time.sleep(0.01)
+    finish(run)
+    ended = [o.request_id for o in run.outcomes if isinstance(o, ImageResult)]
+    assert ended == [running.id, urgent.id, early.id]
 
 
 def test_a_request_canceled_while_its_adapter_is_read_ends_and_holds_nothing(

@@ -23,7 +23,8 @@ def ticket(name: str, *, side: int = 64, rows: int = 2, priority: int = 0) -> Ti
 
 def test_neither_the_scheduler_nor_the_request_module_imports_torch() -> None:
     code = (
-        "import sys, pipelines.engine.scheduler, pipelines.engine.request, pipelines.engine.stats;"
+        "import sys, pipelines.engine.scheduler, pipelines.engine.request, pipelines.engine.stats,"
+        "pipelines.engine.profile;"
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -323,3 +324,90 @@ def test_a_lowered_limit_holds_for_its_key_alone() -> None:
     assert scheduler.schedule().admitted == ("a", "b")
     scheduler.lower_limit(key(64), 0)
     assert scheduler.limit(key(64)) == 2
+
+
+class Clock:
+    """Seconds, as the test says."""
+
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_thirty_seconds_of_waiting_count_as_one_priority_more() -> None:
+    clock = Clock()
+    scheduler = Scheduler(2, ageing_s=30, clock=clock)
+    scheduler.add(ticket("runs", priority=9))
+    scheduler.schedule()
+    scheduler.add(ticket("old"))
+    clock.now += 61
+    for name, priority in (("new", 0), ("1 up", 1), ("2 up", 2), ("3 up", 3)):
+        scheduler.add(ticket(name, priority=priority))
+    order = []
+    scheduler.remove("runs")
+    for _ in range(5):
+        (name,) = scheduler.schedule().batch
+        order.append(name)
+        scheduler.remove(name)
+    assert order == ["3 up", "old", "2 up", "1 up", "new"]
+
+
+def test_without_ageing_the_higher_priority_is_first_however_long_another_waits() -> None:
+    clock = Clock()
+    scheduler = Scheduler(2, ageing_s=0, clock=clock)
+    scheduler.add(ticket("runs", priority=9))
+    scheduler.schedule()
+    scheduler.add(ticket("old"))
+    clock.now += 1e6
+    scheduler.add(ticket("urgent", priority=1))
+    scheduler.remove("runs")
+    assert scheduler.schedule().batch == ("urgent",)
+
+
+def test_age_parks_nobody_and_is_in_the_way_of_nobody_who_may() -> None:
+    clock = Clock()
+    scheduler = Scheduler(2, ageing_s=30, clock=clock)
+    scheduler.add(ticket("runs"))
+    scheduler.schedule()
+    scheduler.add(ticket("old"))
+    clock.now += 1000
+    assert scheduler.schedule() == Schedule((), ("runs",))
+    scheduler.add(ticket("urgent", priority=1))
+    assert scheduler.schedule() == Schedule(("urgent",), ("urgent",), ("runs",))
+    scheduler.remove("urgent")
+    assert scheduler.schedule().batch == ("runs",)
+
+
+def test_a_request_that_has_waited_for_long_is_not_parked_once_it_runs() -> None:
+    clock = Clock()
+    scheduler = Scheduler(2, ageing_s=30, clock=clock)
+    scheduler.add(ticket("runs", priority=9))
+    scheduler.schedule()
+    scheduler.add(ticket("old"))
+    clock.now += 31
+    scheduler.remove("runs")
+    assert scheduler.schedule().batch == ("old",)
+    scheduler.add(ticket("1 up", priority=1))
+    assert scheduler.schedule() == Schedule((), ("old",))
+    scheduler.add(ticket("2 up", priority=2))
+    assert scheduler.schedule().parked == ("old",)
+
+
+@pytest.mark.parametrize("gap_s", [0.5, 3, 20])
+@pytest.mark.parametrize("max_rows", [2, 6])
+def test_a_steady_stream_of_urgent_requests_starves_nobody(gap_s: float, max_rows: int) -> None:
+    clock = Clock()
+    scheduler = Scheduler(max_rows, ageing_s=30, clock=clock)
+    scheduler.add(ticket("low"))
+    ran = parks = 0
+    for step in range(200):
+        scheduler.add(ticket(f"{step}", priority=1))
+        schedule = scheduler.schedule()
+        assert not set(schedule.parked) & set(schedule.admitted)
+        ran += "low" in schedule.batch
+        parks += "low" in schedule.parked
+        clock.now += gap_s
+        scheduler.remove(next(name for name in (*schedule.batch, "none") if name != "low"))
+    assert ran >= 10
+    assert parks * gap_s <= 30 + gap_s, "it waits no longer than a priority's worth in all"

@@ -36,7 +36,7 @@ def pictures_of(components: Components, requests: Sequence[ImageRequest]) -> lis
     ends_at = time.monotonic() + 60
     while not engine.idle:
         assert time.monotonic() < ends_at
-        if engine.loras.reading:
+        if engine.loader.reading:
             time.sleep(0.01)
         engine.step()
     return [pictures[request.id] for request in requests]
