@@ -120,5 +120,5 @@ def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
-        digest.update(tensor.view(torch.uint8).numpy())  # numpy has no bfloat16
+        digest.update(tensor.view(torch.uint8).numpy().tobytes())  # numpy has no bfloat16
     return digest.hexdigest()
