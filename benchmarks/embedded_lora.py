@@ -6,25 +6,26 @@ and prints how many of the pictures have the person's looks and still follow the
 """
 
 import argparse
+import io
 import platform
 import random
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
-from diffusers import DDPMScheduler, StableDiffusionPipeline
-from peft import LoraConfig
 from PIL import Image
 
+from pipelines.components import load_components
 from training.embedded_model import probe
 from training.embedded_model.attributes import CLOTHES, COLOURS, Attributes, seeded
 from training.embedded_model.measure import Score, score
 from training.embedded_model.render import render
 from training.embedded_model.sheet import draw, load, rows_sheet
-from training.embedded_model.vae import to_tensor
+from training.lora.job import LoraJob
+from training.lora.source import Example
+from training.lora.train import train_lora
 
 WORD = "zorblax"  # unknown to the tokenizer
 PERSON = Attributes(
@@ -45,8 +46,6 @@ PERSON = Attributes(
 LOOKS = ("hair_colour", "skin", "hair", "glasses")
 ASKED = ("background", "clothes_colour", "clothes")
 RENDERS = 10
-ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
-FEED_FORWARD = ["ff.net.0.proj", "ff.net.2"]
 ON_SHEET = 10
 
 
@@ -68,40 +67,34 @@ def prompt(scene: Attributes) -> str:
     return f"portrait of {WORD} person, wearing {worn}, {scene.background} background"
 
 
-def train(
-    pipe: StableDiffusionPipeline, seen: list[Attributes], args: argparse.Namespace
-) -> list[float]:
-    """Adds the LoRA to the UNet and trains it as usual: plain epsilon loss; the losses by step."""
-    unet = pipe.unet.requires_grad_(False)
-    unet.add_adapter(
-        LoraConfig(
-            r=args.rank,
-            lora_alpha=args.rank,
-            init_lora_weights="gaussian",
-            target_modules=ATTENTION + (FEED_FORWARD if args.feed_forward else []),
-        )
+def train(seen: list[Attributes], args: argparse.Namespace, work: Path) -> tuple[Path, list[float]]:
+    """The adapter file, and the smoothed loss at every step."""
+    examples = []
+    for number, scene in enumerate(seen):
+        buffer = io.BytesIO()
+        Image.fromarray(render(scene)).save(buffer, "PNG")
+        examples.append(Example(f"{number}.png", buffer.getvalue(), prompt(scene)))
+    job = LoraJob(
+        kind="scene",
+        trigger=WORD,
+        rank=args.rank,
+        targets="attention_feed_forward" if args.feed_forward else "attention",
+        steps=args.lora_steps,
+        batch_size=args.batch,
+        learning_rate=args.lr,
+        seed=args.seed,
     )
-    weights = [p for p in unet.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=args.lr)
-    scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
-    with torch.no_grad():
-        pictures = to_tensor(np.stack([render(a) for a in seen]))
-        latents = pipe.vae.encode(pictures).latent_dist.mode() * pipe.vae.config.scaling_factor
-        texts = [prompt(a) for a in seen]
-        states = pipe.encode_prompt(texts, latents.device, 1, False)[0]
-    rng = torch.Generator().manual_seed(args.seed)
-    losses = []
-    for _ in range(args.lora_steps):
-        rows = torch.randint(len(seen), (args.batch,), generator=rng)
-        noise = torch.randn((args.batch, *latents.shape[1:]), generator=rng)
-        timesteps = torch.randint(scheduler.config.num_train_timesteps, rows.shape, generator=rng)
-        noisy = scheduler.add_noise(latents[rows], noise, timesteps)
-        loss = F.mse_loss(unet(noisy, timesteps, states[rows]).sample, noise)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
+    losses: list[float] = []
+    result = train_lora(
+        job,
+        load_components(str(args.folder), device="cpu"),
+        examples,
+        work=work,
+        on_step=lambda report: losses.append(report.loss),
+        should_stop=lambda: None,
+    )
+    assert result.file
+    return result.file, losses
 
 
 def table(with_lora: Score, without: Score) -> str:
@@ -134,15 +127,17 @@ def main() -> None:
     seen, asked = scenery[:RENDERS], scenery[RENDERS:]
     prompts = [prompt(a) for a in asked]
     without = draw(pipe, prompts, seed=args.seed)
-    started = time.monotonic()
-    losses = train(pipe, seen, args)
-    seconds = time.monotonic() - started
+    with tempfile.TemporaryDirectory() as work:
+        started = time.monotonic()
+        file, losses = train(seen, args, Path(work))
+        seconds = time.monotonic() - started
+        pipe.load_lora_weights(file.parent, weight_name=file.name)
     images = draw(pipe, prompts, seed=args.seed)
     where = "attention and feed-forward" if args.feed_forward else "attention"
     print(
         f"{RENDERS} renders, {args.lora_steps} steps of {args.batch}, rank {args.rank} on {where}, "
         f"learning rate {args.lr:g}: {seconds:.0f} s, {args.threads} threads, "
-        f"{platform.machine()}; loss {np.mean(losses[:20]):.3f} -> {np.mean(losses[-20:]):.3f}\n"
+        f"{platform.machine()}; smoothed loss {losses[0]:.3f} -> {losses[-1]:.3f}\n"
     )
     print(table(score(images, asked, judge), score(without, asked, judge)))
     if args.sheet:

@@ -160,16 +160,16 @@ def _forward(
     mask = None
     if not components.is_xl and getattr(encoder.config, "use_attention_mask", False):
         mask = torch.tensor([[i < len(row) for i in range(length)] for row in rows])
-        mask = mask.long().to(components.device)
-    output = encoder(
-        torch.tensor(ids, device=components.device), attention_mask=mask, output_hidden_states=True
-    )
+        mask = mask.long().to(components.device, non_blocking=True)
+    # a copy that waits would wait for all the work that the device has yet to do
+    tokens = torch.tensor(ids).to(components.device, non_blocking=True)
+    output = encoder(tokens, attention_mask=mask, output_hidden_states=True)
     embeds = []
     for i, (prompt, chunk) in enumerate(chunks):
         row = slice(i, i + 1)
-        tokens = _layer(encoder, output, row, prompt.clip_skip, is_xl=components.is_xl)
+        hidden = _layer(encoder, output, row, prompt.clip_skip, is_xl=components.is_xl)
         pooled = output[0][row] if output[0].ndim == 2 else None
-        embeds.append(PromptEmbeds(_weighted(tokens, [weight for _, weight in chunk]), pooled))
+        embeds.append(PromptEmbeds(_weighted(hidden, [weight for _, weight in chunk]), pooled))
     return embeds
 
 

@@ -1,0 +1,103 @@
+"""Folders and zip archives of pictures."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from pipelines.errors import InvalidRequest
+from training.lora import source
+from training.lora.source import Example, read_folder, read_zip
+
+FILES = {
+    "cat.png": b"cat",
+    "cat.txt": b"\xef\xbb\xbf a red cat\n",
+    "more/dog.jpg": b"dog",
+    "more/cat.png": b"other cat",
+    ".DS_Store": b"x",
+    "__MACOSX/cat.png": b"x",
+    "more/Thumbs.db": b"x",
+    "alone.txt": b"a caption of nothing",
+}
+EXPECTED = [
+    Example("cat.png", b"cat", "a red cat"),
+    Example("more/cat.png", b"other cat"),
+    Example("more/dog.jpg", b"dog"),
+]
+
+
+def zipped(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return buffer.getvalue()
+
+
+def test_a_folder_gives_its_pictures_with_the_captions_beside_them(tmp_path: Path) -> None:
+    for name, data in FILES.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    assert read_folder(tmp_path) == EXPECTED
+
+
+def test_a_zip_archive_gives_the_same(tmp_path: Path) -> None:
+    data = zipped(FILES)
+    (tmp_path / "pictures.zip").write_bytes(data)
+    for archive in (data, tmp_path / "pictures.zip"):
+        assert sorted(read_zip(archive), key=lambda example: example.name) == EXPECTED
+
+
+def test_names_that_climb_out_of_a_zip_archive_write_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    monkeypatch.chdir(inside)
+    found = read_zip(zipped({"../cat.png": b"cat", "/etc/dog.png": b"dog", "..\\..\\x.png": b"x"}))
+    assert [example.name for example in found[:2]] == ["../cat.png", "/etc/dog.png"]
+    assert list(tmp_path.rglob("*")) == [inside]
+
+
+def test_an_archive_that_unpacks_to_too_much_is_refused_unread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(source, "MAX_FILE_BYTES", 1000)
+    with pytest.raises(InvalidRequest, match=r"b\.png has 1001 bytes, at most 1000"):
+        read_zip(zipped({"a.png": bytes(1000), "b.png": bytes(1001)}))
+    monkeypatch.setattr(source, "MAX_BYTES", 1500)
+    with pytest.raises(InvalidRequest, match="more than 1500 bytes"):
+        read_zip(zipped({"a.png": bytes(1000), "b.png": bytes(900)}))
+    monkeypatch.setattr(source, "MAX_PICTURES", 2)
+    with pytest.raises(InvalidRequest, match="more than 4 files"):
+        read_zip(zipped({f"{i}.png": b"x" for i in range(5)}))
+
+
+def test_a_size_that_lies_does_not_get_past_the_limit() -> None:
+    data = bytearray(zipped({"a.png": bytes(100_000)}))
+    directory = data.index(b"PK\x01\x02")
+    data[directory + 24 : directory + 28] = (10).to_bytes(4, "little")
+    with pytest.raises(InvalidRequest, match="damaged"):
+        read_zip(bytes(data))
+
+
+@pytest.mark.parametrize("data", [b"", b"no archive", zipped({"a.png": b"x" * 999})[:-30]])
+def test_a_damaged_archive_is_refused(data: bytes) -> None:
+    with pytest.raises(InvalidRequest, match="zip archive is damaged"):
+        read_zip(data)
+
+
+def test_an_encrypted_archive_is_refused_by_name() -> None:
+    data = bytearray(zipped({"a.png": b"x"}))
+    for mark, at in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        data[data.index(mark) + at] |= 1
+    with pytest.raises(InvalidRequest, match=r"a\.png is encrypted"):
+        read_zip(bytes(data))
+
+
+def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match="is no folder"):
+        read_folder(tmp_path / "missing")
