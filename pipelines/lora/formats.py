@@ -1,14 +1,9 @@
-"""Reads LoRA files: safetensors of any layout, sorted by module and part, not yet bound to a model.
-
-Layouts differ in how they name a module (`pipelines.lora.keys`) and its parts (PARTS). Only
-safetensors are read: a pickle can run code when it is opened.
-"""
+"""Reads LoRA files, sorted by module and part, not yet bound to a model."""
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,27 +11,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from pipelines.components import PICKLES
 from pipelines.errors import ModelError
+from pipelines.lora.header import not_whole, refuse_pickle, some, sort_keys
 
-PARTS = {
-    r"\.lora_down\.weight": "down",
-    r"\.lora_mid\.weight": "mid",
-    r"\.lora_up\.weight": "up",
-    r"(?:\.lora|\.lora_linear_layer|(?<=to_[qkv])_lora|(?<=to_out)_lora)\.down\.weight": "down",
-    r"(?:\.lora|\.lora_linear_layer|(?<=to_[qkv])_lora|(?<=to_out)_lora)\.up\.weight": "up",
-    r"\.lora_A(?:\.\w+)?\.weight": "down",
-    r"\.lora_B(?:\.\w+)?\.weight": "up",
-    r"\.alpha": "alpha",
-    r"\.dora_scale": "dora_scale",
-    r"\.lora_magnitude_vector(?:\.\w+)?(?:\.weight)?": "magnitude",
-    r"\.hada_(w[12]_[ab]|t[12])": "hada_",
-    r"\.lokr_(w[12](?:_[ab])?|t2)": "lokr_",
-}
-"""How a key ends, and the part it holds: LoRA of kohya, diffusers and peft, then LoHa and LoKr."""
-_PARTS = [(re.compile(f"(.+?){end}$"), part) for end, part in PARTS.items()]
-_PICKLE_STARTS = (b"PK\x03\x04", b"\x80")
-"""A torch checkpoint is a zip archive; an old one is a bare pickle."""
 PEFT_METADATA = "lora_adapter_metadata"
 """Where diffusers writes the peft configuration: JSON, its keys begin with `unet.` and so on."""
 
@@ -58,14 +35,14 @@ class LoraFile:
 
 def read_lora(path: Path) -> LoraFile:
     """Raises ModelError for anything but a whole safetensors file of nothing but LoRA weights."""
-    _refuse_pickle(path)
+    refuse_pickle(path, str(path))
     file_id = lora_id(path)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path}: not a whole safetensors file: {error}") from error
+        raise not_whole(str(path), error) from error
     modules = _sort(path, tensors)
     _check_finite(path, tensors)
     return LoraFile(
@@ -85,53 +62,12 @@ def lora_id(path: Path) -> str:
     return f"{path}:{stat.st_mtime_ns}:{stat.st_size}"
 
 
-def some(names: Iterable[str]) -> str:
-    """The first few names, for a message."""
-    names = sorted(names)
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
-
-
-def _refuse_pickle(path: Path) -> None:
-    try:
-        with path.open("rb") as file:
-            start = file.read(4)
-    except OSError as error:
-        raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
-    if path.suffix.lower() in PICKLES or start.startswith(_PICKLE_STARTS):
-        raise ModelError(
-            f"{path}: a pickle can run code when opened and is not read; "
-            "convert the LoRA to .safetensors"
-        )
-    if not start:
-        raise ModelError(f"{path}: the file is empty")
-
-
 def _sort(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, Parts]:
-    modules: dict[str, Parts] = {}
-    unknown = []
-    for key, tensor in tensors.items():
-        module, part = _split(key)
-        if part is None or not tensor.is_floating_point():
-            unknown.append(key)
-        else:
-            modules.setdefault(module, {})[part] = tensor
-    if not modules:
-        raise ModelError(f"{path}: holds no LoRA weights; its keys: {some(tensors) or 'none'}")
-    if unknown:
-        raise ModelError(
-            f"{path}: {len(unknown)} of {len(tensors)} keys are of no known kind of LoRA: "
-            f"{some(unknown)}"
-        )
-    return modules
-
-
-def _split(key: str) -> tuple[str, str | None]:
-    """(module, part) of a key; part None for a key of no LoRA."""
-    for pattern, part in _PARTS:
-        if match := pattern.match(key):
-            return match[1], part + match[2] if part.endswith("_") else part
-    return key, None
+    floating = {key: tensor.is_floating_point() for key, tensor in tensors.items()}
+    return {
+        module: {part: tensors[key] for part, key in parts.items()}
+        for module, parts in sort_keys(str(path), floating).items()
+    }
 
 
 def _check_finite(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
