@@ -19,15 +19,25 @@ import torch
 
 from configs.settings import ModelSettings, Settings
 from deployments.log import get_logger
+from deployments.loras.cache import LoraFiles
+from deployments.loras.registry import LoraRegistry
+from deployments.loras.store import LoraStore
 from deployments.metrics import GeneratorMetrics
 from deployments.runner import Job, TaskRunner
 from deployments.storage import open_store
 from deployments.storage.store import ObjectStore, StorageUnavailable
-from deployments.tasks.image import ImageJob
-from deployments.tasks.model import Output, Progress, Task
+from deployments.tasks.image import ImageFields, ImageJob
+from deployments.tasks.model import ANONYMOUS, Output, Progress, Task
 from deployments.tasks.store import TaskStore
 from pipelines.components import Components, load_components
-from pipelines.engine.request import EngineEvent, EventKind, ImageResult, Mask, Picture
+from pipelines.engine.request import (
+    EngineEvent,
+    EventKind,
+    ImageResult,
+    LoraUse,
+    Mask,
+    Picture,
+)
 from pipelines.engine.worker import EngineWorker
 from pipelines.errors import ComputationFailed
 from pipelines.images import decode_image, encode_image, fit_image, mask_of
@@ -90,6 +100,12 @@ class Generator:
         self._store = TaskStore.connect(
             redis_url, settings.tasks, max_queue=settings.limits.max_queue
         )
+        self._loras = LoraRegistry(LoraStore.connect(redis_url, settings.tasks), self._objects)
+        self._lora_files = LoraFiles(
+            settings.data_dir / "cache" / "loras",
+            lambda key, path: patiently(lambda: self._objects.fetch(key, path)),
+            max_bytes=settings.limits.max_lora_cache_bytes,
+        )
         self._decoders = asyncio.Semaphore(DECODERS)
         self._pending: set[asyncio.Task[None]] = set()
         self._runner = TaskRunner(
@@ -112,19 +128,20 @@ class Generator:
 
     # verbs of the deployment
 
-    async def generate(self, request: dict[str, Any]) -> Generated:
+    async def generate(self, request: dict[str, Any], *, owner: str = ANONYMOUS) -> Generated:
         """Draw without a task, in the same batch as everything else.
 
         `request` has the fields of the native API (`prompt` is required, the rest defaults as
-        there). Raises pydantic's ValidationError or InvalidRequest for a bad one.
+        there); it may wear the LoRAs of `owner` and the public ones. Raises pydantic's
+        ValidationError or InvalidRequest for a bad one.
         """
-        job = ImageJob.from_fields(
-            request,
-            self._settings,
-            model=self._model,
-            default_size=self._default_size,
-        )
-        results = await self._draw(job, uuid.uuid4().hex)
+        fields, call_id = ImageFields.model_validate(request), uuid.uuid4().hex
+        wanted = fields.named_loras(self._settings.limits)
+        order = fields.resolve(self._settings, model=self._model)
+        order = order.wearing(await self._loras.order(wanted, owner=owner, task_id=call_id))
+        job = ImageJob.sized(order, self._default_size)
+        async with self._lora_files.worn(job.loras) as uses:
+            results = await self._draw(job, call_id, loras=uses)
         encode = functools.partial(self._encode, job)
         encoded = await asyncio.to_thread(
             lambda: [encode(i, result.picture) for i, result in enumerate(results)]
@@ -153,6 +170,7 @@ class Generator:
             preview.cancel()
         await asyncio.gather(*self._pending, return_exceptions=True)
         await self._store.close()
+        await self._loras.store.close()
         await self._objects.close()
 
     # a task
@@ -161,13 +179,15 @@ class Generator:
         image_job = ImageJob.from_input(job.task.input, default_size=self._default_size)
         init_image = await self._input_picture(image_job.init_image_key, image_job)
         mask = await self._input_picture(image_job.mask_image_key, image_job)
-        results = await self._draw(
-            image_job,
-            f"{job.task.id}.{job.claim.fence}",
-            init_image=init_image,
-            mask=None if mask is None else mask_of(mask),
-            job=job,
-        )
+        async with self._lora_files.worn(image_job.loras) as uses:
+            results = await self._draw(
+                image_job,
+                f"{job.task.id}.{job.claim.fence}",
+                init_image=init_image,
+                mask=None if mask is None else mask_of(mask),
+                loras=uses,
+                job=job,
+            )
         return await self._keep(image_job, job, results)
 
     async def _input_picture(self, key: str | None, job: ImageJob) -> Picture | None:
@@ -188,6 +208,7 @@ class Generator:
         *,
         init_image: Picture | None = None,
         mask: Mask | None = None,
+        loras: tuple[LoraUse, ...] = (),
         job: Job | None = None,
     ) -> list[ImageResult]:
         """All pictures of one request; canceling this coroutine frees their rows."""
@@ -201,6 +222,7 @@ class Generator:
             request_id,
             init_image=init_image,
             mask=mask,
+            loras=loras,
             priority=0 if job is None else job.task.priority,
         )
         futures = [

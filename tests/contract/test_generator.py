@@ -40,9 +40,10 @@ def objects(tmp_path: Path) -> Objects:
 
 
 @pytest.fixture
-def settings(key_prefix: str) -> Settings:
+def settings(key_prefix: str, tmp_path: Path) -> Settings:
     tasks = TaskSettings(heartbeat_s=0.05, backoff_s=0.05, key_prefix=key_prefix)
-    return Settings(models={"tiny": ModelSettings(max_rows=4)}, tasks=tasks)
+    models = {"tiny": ModelSettings(max_rows=4)}
+    return Settings(models=models, tasks=tasks, data_dir=tmp_path / "data")
 
 
 @pytest.fixture
