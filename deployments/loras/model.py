@@ -42,7 +42,8 @@ def folded(name: str) -> str:
 
 def as_name(text: str) -> str:
     """The nearest name to some text."""
-    return _FORBIDDEN.sub("_", text).strip()[:MAX_NAME_CHARS].strip() or "lora"
+    name = _FORBIDDEN.sub("_", text).strip()[:MAX_NAME_CHARS].strip() or "lora"
+    return f"_{name}" if is_id(name) else name
 
 
 def _name(text: str) -> str:

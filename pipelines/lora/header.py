@@ -41,6 +41,9 @@ Kind = Literal["lora", "locon", "dora", "loha", "lokr"]
 Base = Literal["sd", "sdxl"]
 Shape = tuple[int, ...]
 
+MAX_HEADER_BYTES = 16 * 2**20
+"""Keys and metadata: some trainers write all their captions into it."""
+
 _KIND_PREFIXES: dict[Kind, str] = {"loha": "hada_", "lokr": "lokr_"}
 
 _XL_PREFIXES = ("lora_te1_", "lora_te2_", "text_encoder_2_")
@@ -111,6 +114,7 @@ def read_header(path: Path, name: str | None = None) -> LoraHeader:
     """
     name = name or str(path)
     refuse_pickle(path, name)
+    _check_length(path, name)
     try:
         with safe_open(path, framework="np") as file:
             slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
@@ -127,6 +131,16 @@ def read_header(path: Path, name: str | None = None) -> LoraHeader:
         },
         metadata,
     )
+
+
+def _check_length(path: Path, name: str) -> None:
+    """Millions of keys take minutes to read; no adapter has so many."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if MAX_HEADER_BYTES < length < path.stat().st_size:
+        raise ModelError(
+            f"{name}: its header has {length} bytes, at most {MAX_HEADER_BYTES} allowed"
+        )
 
 
 def sort_keys(name: str, floating: Mapping[str, bool]) -> dict[str, dict[str, str]]:

@@ -23,6 +23,7 @@ from pipelines.lora.header import Base
 
 PATH = "/api/v1/loras"
 IMPORT_PATH = f"{PATH}/import"
+MAX_FILE_NAME_CHARS = 255
 FORM_BYTES = 2**16
 """Of a form besides its file."""
 
@@ -198,7 +199,7 @@ def _upload(form: FormData, idempotency_key: str | None) -> LoraUpload:
         ) from None
     return LoraUpload(
         file=file.file,
-        file_name=file.filename or "file",
+        file_name=(file.filename or "file")[-MAX_FILE_NAME_CHARS:],
         name=fields.name,
         visibility=fields.visibility,
         trigger_words=fields.trigger_words,

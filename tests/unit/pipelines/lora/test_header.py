@@ -111,6 +111,16 @@ def test_a_refusal_calls_the_file_as_its_sender_does(
         read_header(path, "style.ckpt")
 
 
+def test_a_header_of_endless_keys_is_refused_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(save(kinds()["lora"]))
+    monkeypatch.setattr("pipelines.lora.header.MAX_HEADER_BYTES", 100)
+    with pytest.raises(ModelError, match="bytes, at most 100 allowed"):
+        read_header(path)
+
+
 def test_a_header_is_read_without_torch() -> None:
     code = "import sys, pipelines.lora.header; assert not {'torch', 'diffusers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
