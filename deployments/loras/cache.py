@@ -77,7 +77,7 @@ class LoraFiles:
     async def _bring(self, lora: OrderedLora, path: Path) -> None:
         temporary = path.with_name(_TEMPORARY + secrets.token_hex(8))
         try:
-            await asyncio.to_thread(self._folder.mkdir, parents=True, exist_ok=True)
+            await asyncio.to_thread(self._folder.mkdir, 0o700, parents=True, exist_ok=True)
             await self._fetch(lora.key, temporary)
             if await asyncio.to_thread(_digest, temporary) != lora.sha256:
                 raise InvalidRequest("lora", f"the stored file of LoRA {lora.name} is damaged")
