@@ -93,7 +93,7 @@ RULES: dict[type[Exception], Rule] = {
     ObjectNotFound: Rule(404, "not_found", "Not Found"),
     LoraNotFound: Rule(404, "lora_not_found"),
     NameTaken: Rule(409, "name_taken"),
-    CallConflict: Rule(409, "idempotency_conflict"),
+    CallConflict: Rule(409, "file_conflict"),
     AlreadyEnded: Rule(409, "already_ended"),
     NotQueued: Rule(409, "not_queued"),
     IdempotencyConflict: Rule(409, "idempotency_conflict"),
@@ -120,7 +120,7 @@ RULES: dict[type[Exception], Rule] = {
         "The object store is unavailable, try again.",
         headers=lambda _: retry_after(1),
     ),
-    UploadExpired: Rule(503, "timeout", headers=lambda _: retry_after(1)),
+    UploadExpired: Rule(503, "upload_expired", headers=lambda _: retry_after(1)),
     TimeoutError: Rule(
         503, "timeout", "The request took too long, try again.", headers=lambda _: retry_after(1)
     ),
