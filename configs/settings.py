@@ -189,6 +189,14 @@ class LimitSettings(Section):
     max_images: int = Field(10, ge=1, description="Pictures of one task.")
     max_prompt_chars: int = Field(4000, ge=1)
     max_input_pixels: int = Field(16_000_000, ge=1, description="Of a picture that a client sends.")
+    max_loras: int = Field(8, ge=0, le=16, description="LoRAs of one request.")
+    max_lora_weight: float = Field(4.0, gt=0, description="Weights go from minus this to this.")
+    max_lora_bytes: int = Field(
+        512 * 2**20, ge=1024, le=2 * 2**30, description="Of a LoRA file that a client sends."
+    )
+    max_lora_cache_bytes: int = Field(
+        10 * 2**30, ge=0, description="Of the LoRA files that a worker's data_dir keeps unused."
+    )
     max_queue: int = Field(1000, ge=1, description="Waiting tasks of one queue; more answer 429.")
 
 

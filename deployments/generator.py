@@ -7,33 +7,41 @@ import contextlib
 import functools
 import math
 import os
-import random
 import socket
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
-
-import numpy as np
 
 from configs.settings import Settings
 from deployments.device import KeptProfile, computes, load_model
 from deployments.log import get_logger
+from deployments.loras.cache import LoraFiles
+from deployments.loras.registry import LoraRegistry
+from deployments.loras.store import LoraStore
 from deployments.metrics import GeneratorMetrics
+from deployments.pictures import Pictures, encoded_picture, patiently
 from deployments.runner import Job, TaskRunner
 from deployments.states import SavedStates
 from deployments.storage import open_store
-from deployments.storage.store import ObjectStore, StorageUnavailable
+from deployments.storage.store import ObjectStore
 from deployments.tasks.errors import TaskNotFound
-from deployments.tasks.image import ImageJob
-from deployments.tasks.model import TERMINAL, Output, Progress, Task
+from deployments.tasks.image import ImageFields, ImageJob
+from deployments.tasks.model import ANONYMOUS, TERMINAL, Output, Progress, Task
 from deployments.tasks.store import TaskStore
 from pipelines.components import Components
-from pipelines.engine.request import EngineEvent, EventKind, ImageResult, Mask, Picture
+from pipelines.engine.request import (
+    EngineEvent,
+    EventKind,
+    ImageResult,
+    LoraUse,
+    Mask,
+    Picture,
+)
 from pipelines.engine.worker import EngineWorker
 from pipelines.errors import ComputationFailed
-from pipelines.images import decode_image, encode_image, fit_image, mask_of
+from pipelines.images import encode_image
 
 T = TypeVar("T")
 
@@ -49,13 +57,6 @@ would only take them out of the queue, where they can still be reordered."""
 
 PREVIEW_EVERY_S = 1.0
 DRAIN_S = 8.0
-
-STORAGE_PATIENCE_S = 300.0
-"""How long an attempt waits for an object store that is away. A task has few attempts: without
-this, a minute's outage would draw every queued picture three times and fail it."""
-
-DECODERS = 2
-"""Initial pictures decoded at once: each may take 3 bytes a pixel of `max_input_pixels`."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,13 @@ class Generator:
             redis_url, settings.tasks, max_queue=settings.limits.max_queue
         )
         self._states = SavedStates(self._objects, preset.save_state_steps, self._engine.snapshot)
-        self._decoders = asyncio.Semaphore(DECODERS)
+        self._loras = LoraRegistry(LoraStore.connect(redis_url, settings.tasks), self._objects)
+        self._lora_files = LoraFiles(
+            settings.data_dir / "cache" / "loras",
+            lambda key, path: patiently(lambda: self._objects.fetch(key, path)),
+            max_bytes=settings.limits.max_lora_cache_bytes,
+        )
+        self._pictures = Pictures(self._objects, settings.limits.max_input_pixels)
         self._pending: set[asyncio.Task[None]] = set()
         self._runner = TaskRunner(
             self._store,
@@ -121,22 +128,22 @@ class Generator:
 
     # verbs of the deployment
 
-    async def generate(self, request: dict[str, Any]) -> Generated:
+    async def generate(self, request: dict[str, Any], *, owner: str = ANONYMOUS) -> Generated:
         """Draw without a task, in the same batch as everything else.
 
         `request` has the fields of the native API (`prompt` is required, the rest defaults as
-        there). Raises pydantic's ValidationError or InvalidRequest for a bad one.
+        there); it may wear the LoRAs of `owner` and the public ones. Raises pydantic's
+        ValidationError or InvalidRequest for a bad one.
         """
-        job = ImageJob.from_fields(
-            request,
-            self._settings,
-            model=self._model,
-            default_size=self._default_size,
-        )
-        results = await self._draw(job, uuid.uuid4().hex)
-        encode = functools.partial(self._encode, job)
+        fields, call_id = ImageFields.model_validate(request), uuid.uuid4().hex
+        wanted = fields.named_loras(self._settings.limits)
+        order = fields.resolve(self._settings, model=self._model)
+        order = order.wearing(await self._loras.order(wanted, owner=owner, task_id=call_id))
+        job = ImageJob.sized(order, self._default_size)
+        async with self._lora_files.worn(job.loras) as uses:
+            results = await self._draw(job, call_id, loras=uses)
         encoded = await asyncio.to_thread(
-            lambda: [encode(i, result.picture) for i, result in enumerate(results)]
+            lambda: [encoded_picture(job, i, result) for i, result in enumerate(results)]
         )
         return Generated(
             images=[data for data, _ in encoded],
@@ -164,34 +171,31 @@ class Generator:
         await asyncio.gather(*self._pending, return_exceptions=True)
         await self._kept.save()
         await self._store.close()
+        await self._loras.store.close()
         await self._objects.close()
 
     # a task
 
     async def _run(self, job: Job) -> list[Output]:
         image_job = ImageJob.from_input(job.task.input, default_size=self._default_size)
-        init_image = await self._input_picture(image_job.init_image_key, image_job)
-        mask = await self._input_picture(image_job.mask_image_key, image_job)
-        results = await self._draw(
-            image_job,
-            f"{job.task.id}.{job.claim.fence}",
-            states=await self._states.load(job.task, image_job.num_images),
-            init_image=init_image,
-            mask=None if mask is None else mask_of(mask),
-            job=job,
-        )
-        return await self._keep(image_job, job, results)
-
-    async def _input_picture(self, key: str | None, job: ImageJob) -> Picture | None:
-        if key is None:
-            return None
-        async with self._decoders:
-            data = await patiently(lambda: self._objects.get(key))
-            return await asyncio.to_thread(self._decode, data, job.width, job.height)
-
-    def _decode(self, data: bytes, width: int, height: int) -> Picture:
-        image = decode_image(data, max_pixels=self._settings.limits.max_input_pixels)
-        return np.asarray(fit_image(image, width, height))
+        size = (image_job.width, image_job.height)
+        init_image = await self._pictures.read(image_job.init_image_key, size)
+        mask = await self._pictures.read_mask(image_job.mask_image_key, size)
+        states = await self._states.load(job.task, image_job.num_images)
+        async with self._lora_files.worn(image_job.loras) as uses:
+            results = await self._draw(
+                image_job,
+                f"{job.task.id}.{job.claim.fence}",
+                states=states,
+                init_image=init_image,
+                mask=mask,
+                loras=uses,
+                job=job,
+            )
+        started = time.monotonic()
+        outputs = await self._pictures.keep(image_job, job, results)
+        self._metrics.upload_s.observe(time.monotonic() - started)
+        return outputs
 
     async def _draw(
         self,
@@ -201,6 +205,7 @@ class Generator:
         init_image: Picture | None = None,
         mask: Mask | None = None,
         states: Sequence[bytes | None] = (),
+        loras: tuple[LoraUse, ...] = (),
         job: Job | None = None,
     ) -> list[ImageResult]:
         """All pictures of one request; canceling this coroutine frees their rows."""
@@ -214,11 +219,14 @@ class Generator:
             request_id,
             init_image=init_image,
             mask=mask,
+            loras=loras,
             priority=0 if job is None else job.task.priority,
         )
         if any(states):
             pairs = zip(requests, states, strict=True)
             requests = [replace(request, resume=state) for request, state in pairs]
+        # off the loop: a sampler that nobody has named before takes up to 300 ms
+        await asyncio.to_thread(self._engine.check, requests[0])
         futures = [
             asyncio.wrap_future(self._engine.submit(request, functools.partial(on_event, index)))
             for index, request in enumerate(requests)
@@ -276,38 +284,6 @@ class Generator:
         self._pending.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.info("dropped in the background: %s", error)
-
-    async def _keep(self, job: ImageJob, run: Job, results: list[ImageResult]) -> list[Output]:
-        """Encode and upload under keys of this attempt alone, so that a late writer harms none."""
-        started = time.monotonic()
-        keep = [
-            asyncio.create_task(self._keep_one(job, run, index, result))
-            for index, result in enumerate(results)
-        ]
-        try:
-            outputs = list(await asyncio.gather(*keep))
-        finally:
-            # Where one failed, the others would go on trying for nobody.
-            for upload in keep:
-                upload.cancel()
-        self._metrics.upload_s.observe(time.monotonic() - started)
-        return outputs
-
-    async def _keep_one(self, job: ImageJob, run: Job, index: int, result: ImageResult) -> Output:
-        data, content_type = await asyncio.to_thread(self._encode, job, index, result.picture)
-        extension = "jpg" if job.output_format == "jpeg" else job.output_format
-        key = f"results/{run.task.id}/{run.claim.fence}/{index}.{extension}"
-        await patiently(lambda: self._objects.put(key, data, content_type))
-        return Output(
-            key=key,
-            content_type=content_type,
-            width=job.width,
-            height=job.height,
-            seed=job.seed + index,
-        )
-
-    def _encode(self, job: ImageJob, index: int, picture: Picture) -> tuple[bytes, str]:
-        return encode_image(picture, job.output_format, job.parameters(index))
 
     # presence
 
@@ -372,17 +348,3 @@ class StepTracker:
     @property
     def progress(self) -> Progress:
         return Progress(step=sum(self._done), steps=self._steps * len(self._done))
-
-
-async def patiently(call: Callable[[], Awaitable[T]]) -> T:
-    """Repeat a call of the object store while it is away. Raises StorageUnavailable in the end."""
-    ends_at, wait_s = time.monotonic() + STORAGE_PATIENCE_S, 0.5
-    while True:
-        try:
-            return await call()
-        except StorageUnavailable as error:
-            if time.monotonic() >= ends_at:
-                raise
-            log.warning("tried again in %.0f s or less: %s", wait_s, error)
-        await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))  # noqa: S311 - spreads replicas
-        wait_s = min(2 * wait_s, 10.0)

@@ -17,8 +17,8 @@ import transformers
 from safetensors import SafetensorError, safe_open
 
 from pipelines.errors import ModelError
+from pipelines.weight_file import PICKLES
 
-PICKLES = frozenset({".ckpt", ".pt", ".pth", ".bin", ".pkl"})
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 

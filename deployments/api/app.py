@@ -16,13 +16,15 @@ from deployments.address import is_loopback
 from deployments.api import docs, errors, files
 from deployments.api.auth import KeyAuth
 from deployments.api.guard import BodyLimit, HostGuard, OriginGuard, RequestId
-from deployments.api.native import routes as native
+from deployments.api.native import loras, routes
 from deployments.api.openapi import DocumentedApp
 from deployments.api.services import Services
 from deployments.api.upkeep import Upkeep
 from deployments.callbacks import CallbackSender
 from deployments.local import local_redis_url
 from deployments.log import get_logger
+from deployments.loras.registry import LoraRegistry
+from deployments.loras.store import LoraStore
 from deployments.storage import open_store
 from deployments.tasks.model import Task
 from deployments.tasks.store import TaskStore
@@ -63,8 +65,9 @@ def create_app(
     app.state.auth = auth
     errors.install(app)
     key = APIKeyHeader(name=auth.header, scheme_name="ApiKey", auto_error=False)
-    app.include_router(native.router, dependencies=[Security(key)] if auth.required else [])
-    app.include_router(native.health_router)
+    for keyed in (routes.router, loras.router, loras.upload_router):
+        app.include_router(keyed, dependencies=[Security(key)] if auth.required else [])
+    app.include_router(routes.health_router)
     app.include_router(files.router)
     app.include_router(docs.router)
     return app
@@ -74,19 +77,20 @@ def open_services(settings: Settings, redis_url: str | None = None) -> Services:
     """Services on the settings' stores; nothing is dialled before the first call."""
     if redis_url is None and settings.redis_url is not None:
         redis_url = settings.redis_url.get_secret_value()
-    store = TaskStore.connect(
-        redis_url or local_redis_url(settings.data_dir),
-        settings.tasks,
-        max_queue=settings.limits.max_queue,
-    )
-    return Services(settings, store, open_store(settings))
+    redis_url = redis_url or local_redis_url(settings.data_dir)
+    store = TaskStore.connect(redis_url, settings.tasks, max_queue=settings.limits.max_queue)
+    objects = open_store(settings)
+    loras = LoraRegistry(LoraStore.connect(redis_url, settings.tasks), objects)
+    return Services(settings, store, objects, loras)
 
 
 def _middleware(settings: Settings, auth: KeyAuth, echo: bool) -> list[Middleware]:
     found = [Middleware(RequestId, echo=echo), Middleware(HostGuard, settings=settings)]
     if not auth.required:
         found.append(Middleware(OriginGuard, settings=settings))
-    found.append(Middleware(BodyLimit, max_bytes=settings.http.max_body_bytes))
+    uploads = {loras.IMPORT_PATH: settings.limits.max_lora_bytes + loras.FORM_BYTES}
+    limit = settings.http.max_body_bytes
+    found.append(Middleware(BodyLimit, max_bytes=limit, by_path=uploads))
     return found
 
 

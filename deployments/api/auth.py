@@ -7,8 +7,8 @@ import hmac
 
 from configs.settings import ApiSettings
 from deployments.api.errors import Unauthorized
+from deployments.tasks.model import ANONYMOUS
 
-ANONYMOUS = "anonymous"
 MAX_KEY_CHARS = 512
 
 

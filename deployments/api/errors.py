@@ -13,6 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from deployments.loras.errors import CallConflict, LoraNotFound, NameTaken, UploadExpired
 from deployments.storage.store import ObjectNotFound, StorageUnavailable
 from deployments.tasks.errors import (
     AlreadyEnded,
@@ -25,6 +26,8 @@ from deployments.tasks.errors import (
 from pipelines.errors import InvalidRequest
 
 MAX_SHOWN = 80
+_QUERY = frozenset({"cursor", "version"})
+"""Fields that no body has."""
 
 
 class Unauthorized(Exception):
@@ -75,7 +78,7 @@ def retry_after(seconds: float) -> dict[str, str]:
 
 
 def _place(error: InvalidRequest) -> tuple[str, ...]:
-    return ("query" if error.field == "cursor" else "body", error.field)
+    return ("query" if error.field in _QUERY else "body", error.field)
 
 
 RULES: dict[type[Exception], Rule] = {
@@ -88,6 +91,9 @@ RULES: dict[type[Exception], Rule] = {
     Forbidden: Rule(403, "cross_origin"),
     TaskNotFound: Rule(404, "task_not_found", "任务不存在"),
     ObjectNotFound: Rule(404, "not_found", "Not Found"),
+    LoraNotFound: Rule(404, "lora_not_found"),
+    NameTaken: Rule(409, "name_taken"),
+    CallConflict: Rule(409, "file_conflict"),
     AlreadyEnded: Rule(409, "already_ended"),
     NotQueued: Rule(409, "not_queued"),
     IdempotencyConflict: Rule(409, "idempotency_conflict"),
@@ -114,6 +120,7 @@ RULES: dict[type[Exception], Rule] = {
         "The object store is unavailable, try again.",
         headers=lambda _: retry_after(1),
     ),
+    UploadExpired: Rule(503, "upload_expired", headers=lambda _: retry_after(1)),
     TimeoutError: Rule(
         503, "timeout", "The request took too long, try again.", headers=lambda _: retry_after(1)
     ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import uuid
+from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -112,17 +113,22 @@ class BodyLimit:
     Starlette's own limiter answers a declared length in plain text, past every error handler.
     """
 
-    def __init__(self, app: ASGIApp, *, max_bytes: int) -> None:
+    def __init__(
+        self, app: ASGIApp, *, max_bytes: int, by_path: Mapping[str, int] | None = None
+    ) -> None:
+        """`by_path`: other limits, for routes that ask for the key before they read."""
         self._app = app
         self._max_bytes = max_bytes
+        self._by_path = by_path or {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        limit = self._by_path.get(_route_path(scope), self._max_bytes)
         declared = Headers(scope=scope).get("content-length", "0")
-        if declared.isascii() and declared.isdigit() and _exceeds(declared, self._max_bytes):
-            await answer(BodyTooLarge(self._max_bytes))(scope, receive, send)
+        if declared.isascii() and declared.isdigit() and _exceeds(declared, limit):
+            await answer(BodyTooLarge(limit))(scope, receive, send)
             return
         seen = 0
 
@@ -130,8 +136,8 @@ class BodyLimit:
             nonlocal seen
             message = await receive()
             seen += len(message.get("body", b""))
-            if seen > self._max_bytes:
-                raise BodyTooLarge(self._max_bytes)
+            if seen > limit:
+                raise BodyTooLarge(limit)
             return message
 
         await self._app(scope, receive_counted, send)
@@ -140,6 +146,11 @@ class BodyLimit:
 def _exceeds(digits: str, limit: int) -> bool:
     # A length of thousands of digits is not worth parsing (and int() would refuse it).
     return len(digits.lstrip("0")) > 18 or int(digits) > limit
+
+
+def _route_path(scope: Scope) -> str:
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
 
 
 def _to_loopback(scope: Scope) -> bool:

@@ -17,6 +17,7 @@ from deployments.api.services import Services
 REQUEST_TIMEOUT_S = 120.0
 """For reading the body and answering; streams go on after it. Serve's own request timeout can be
 switched off by any client with a header."""
+UPLOAD_TIMEOUT_S = 1800.0
 MAX_KEYS = 100
 """Of one object: each unknown key has an entry in the answer."""
 MAX_PARTS = 20_000
@@ -49,6 +50,8 @@ class StrictRequest(Request):
 class KeyedRoute(APIRoute):
     """A route behind the API key."""
 
+    timeout_s = REQUEST_TIMEOUT_S
+
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handler = super().get_route_handler()
         has_body = self.body_field is not None
@@ -58,10 +61,16 @@ class KeyedRoute(APIRoute):
             request.state.owner = auth.owner(request.headers.get(auth.header))
             if has_body:
                 _check_content_type(request.headers.get("content-type", ""))
-            async with asyncio.timeout(REQUEST_TIMEOUT_S):
+            async with asyncio.timeout(self.timeout_s):
                 return await handler(StrictRequest(request.scope, request.receive))
 
         return keyed
+
+
+class UploadRoute(KeyedRoute):
+    """A route that reads a form with a large file."""
+
+    timeout_s = UPLOAD_TIMEOUT_S
 
 
 def parse_json(body: bytes) -> Any:

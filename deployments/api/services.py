@@ -12,8 +12,10 @@ from dataclasses import dataclass
 
 from configs.settings import Settings
 from deployments.api.errors import shown
+from deployments.api.loras import LoraService
 from deployments.fetch import UrlPolicy, check_url
 from deployments.log import TaskLogger, get_logger
+from deployments.loras.registry import LoraRegistry
 from deployments.storage.store import ObjectStore
 from deployments.tasks.errors import StoreUnavailable, TaskNotFound
 from deployments.tasks.exchange import Page
@@ -75,13 +77,16 @@ class Services:
     call, and what comes before it leaves at most an orphaned blob, which is swept by age.
     """
 
-    def __init__(self, settings: Settings, store: TaskStore, objects: ObjectStore) -> None:
+    def __init__(
+        self, settings: Settings, store: TaskStore, objects: ObjectStore, loras: LoraRegistry
+    ) -> None:
         self.settings = settings
         self.store = store
         self.objects = objects
         self.streams = 0
         """Event streams that are being read, and calls that wait for a task's end."""
         self._decoders = asyncio.Semaphore(_DECODERS)
+        self.loras = LoraService(settings, loras, objects, self._decoders)
         self._url_policy = UrlPolicy(settings.callbacks.allowed_private_hosts)
 
     @property
@@ -92,6 +97,7 @@ class Services:
     async def close(self) -> None:
         """Release all connections."""
         await self.store.close()
+        await self.loras.registry.store.close()
         await self.objects.close()
 
     async def generate(self, new: Submission, owner: str) -> Task:
@@ -111,6 +117,9 @@ class Services:
             init_image=(init.key, init.size) if init else None,
             mask_key=mask.key if mask else None,
         )
+        task_id, wanted = str(uuid.uuid4()), new.fields.named_loras(self.settings.limits)
+        registry = self.loras.registry
+        order = order.wearing(await registry.order(wanted, owner=owner, task_id=task_id))
         sent = {"init_image": init, "mask_image": mask}
         pictures = {field: picture for field, picture in sent.items() if picture is not None}
         for picture in pictures.values():
@@ -125,9 +134,11 @@ class Services:
                 callback_url=new.callback_url,
                 idempotency_key=new.idempotency_key,
             ),
-            task_id=str(uuid.uuid4()),
+            task_id=task_id,
             fingerprint=new.fingerprint({field: p.key for field, p in pictures.items()}),
         )
+        if wanted and not created:
+            await registry.store.release([task_id])
         TaskLogger(log, task.id).info("created" if created else "asked for again")
         return task
 

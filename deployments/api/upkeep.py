@@ -53,12 +53,13 @@ class Upkeep:
             await self._services.store.sweep(queue)
 
     async def sweep(self) -> None:
-        """Remove tasks past their retention with their pictures, and now and then strays."""
+        """Remove expired tasks with their pictures, deleted LoRAs, and now and then strays."""
         while expired := await self._services.store.sweep_expired():
             for task in expired:
                 for output in task.outputs:
                     await self._services.objects.delete(output.key)
                 TaskLogger(log, task.id).info("expired")
+        await self._services.loras.registry.sweep(self._services.store)
         now = asyncio.get_running_loop().time()
         if now >= self._next_strays_s:
             self._next_strays_s = now + STRAYS_EVERY_S

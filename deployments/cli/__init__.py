@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from deployments.cli import demo, doctor, generate, tasks, up
+from deployments.cli import demo, doctor, generate, loras, tasks, up
 
 app = typer.Typer(
     name="daguerre",
@@ -43,6 +43,7 @@ def _root(
 
 for command in (up.up, generate.generate, tasks.tasks, tasks.cancel, doctor.doctor, demo.demo):
     app.command()(command)
+app.add_typer(loras.app, name="loras")
 
 
 def main() -> None:

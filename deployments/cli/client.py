@@ -11,6 +11,7 @@ import random
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote
@@ -38,6 +39,8 @@ REFRESH_S = 3.0
 """A waiting task is asked for its queue position this often."""
 CRASH_PATIENCE_S = 10.0
 """How long a 500 is asked again: a replica that died under a request answers so, once."""
+UPLOAD_TIMEOUT_S = 600.0
+"""For the answer to a file, which the server stores before."""
 RETRIED = frozenset({408, 429, 500, 502, 503, 504})
 
 
@@ -120,6 +123,33 @@ class Client:
     def cancel(self, task_id: str) -> RemoteTask:
         """Cancel it; a canceled task stays canceled, an ended one is an ApiError 409."""
         return RemoteTask.parse(self._json("DELETE", _task_path(task_id)))
+
+    def loras(self, *, name: str | None = None, mine: bool = False) -> list[dict[str, Any]]:
+        """All that one may use, newest first; `name` is how the name begins."""
+        found: list[dict[str, Any]] = []
+        params = {"limit": "200", "mine": str(mine).lower()} | ({"name": name} if name else {})
+        while True:
+            page = self._json("GET", f"{API}/loras", params=params)
+            found += page["loras"]
+            if not page.get("next_cursor"):
+                return found
+            params["cursor"] = page["next_cursor"]
+
+    def import_lora(self, path: Path, fields: Mapping[str, str]) -> dict[str, Any]:
+        """Upload a file; `fields` are those of the form besides."""
+        with path.open("rb") as file:
+            return self._json(
+                "POST",
+                f"{API}/loras/import",
+                data=dict(fields),
+                files={"file": (path.name, file)},
+                headers={"Idempotency-Key": str(uuid.uuid4())},
+                timeout=UPLOAD_TIMEOUT_S,
+            )
+
+    def delete_lora(self, lora_id: str) -> None:
+        """No new request finds it."""
+        self._json("DELETE", f"{API}/loras/{quote(lora_id, safe='')}")
 
     def run(
         self, body: Mapping[str, Any], on_change: Callable[[RemoteTask], None] | None = None

@@ -64,6 +64,14 @@ Output = Annotated[
     typer.Option("--output", "-o", help="File or folder. Several: NAME-1.png, NAME-2.png ..."),
 ]
 Model = Annotated[str | None, typer.Option(help="One of the configured models, by name.")]
+Loras = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--lora",
+        metavar="NAME[:WEIGHT[:TEXT_WEIGHT]]",
+        help="A LoRA to wear; may be repeated. With --local the path of a file.",
+    ),
+]
 Priority = Annotated[int | None, typer.Option(min=-100, max=100, help="Higher is drawn earlier.")]
 Local = Annotated[
     bool, typer.Option("--local", help="Draw in this process, with no server (see --config).")
@@ -86,6 +94,7 @@ def generate(
     format_: Format = None,
     output: Output = None,
     model: Model = None,
+    lora: Loras = None,
     priority: Priority = None,
     local: Local = False,
     config: Config = None,
@@ -104,7 +113,7 @@ def generate(
 
         daguerre generate "a red hat" --init-image me.png --mask head.png --strength 1
 
-        daguerre generate "a lighthouse" --local
+        daguerre generate "a lighthouse" --lora ink:0.8 --lora /loras/wash.safetensors --local
 
     Exit codes: 0 done, 1 failed, 2 refused, 3 no server, 4 canceled, 130 interrupted.
     """
@@ -130,6 +139,7 @@ def generate(
             "strength": strength,
             "output_format": chosen,
             "model": model,
+            "lora": [lora_entry(text) for text in lora or ()] or None,
             "priority": priority,
         }
         fields = {name: value for name, value in body.items() if value is not None}
@@ -138,6 +148,19 @@ def generate(
             pictures = draw(fields, sent)
         for path in picture.write_pictures(target, pictures):
             typer.echo(path)
+
+
+def lora_entry(text: str) -> dict[str, Any]:
+    """A LoRA as the API takes it, of its name and up to two weights behind colons."""
+    name, weights = text, list[float]()
+    while len(weights) < 2 and ":" in name:
+        rest, _, last = name.rpartition(":")
+        try:
+            weights.insert(0, float(last))
+        except ValueError:
+            break
+        name = rest
+    return {"name": name} | dict(zip(("weight", "text_encoder_weight"), weights, strict=False))
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Mapping
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYet
@@ -16,7 +17,8 @@ from deployments.cli.fault import CliFault, ExitCode
 from deployments.cli.options import field_lines, load_settings
 from deployments.cli.progress import ProgressLine
 from deployments.tasks.image import ImageFields, ImageJob, ImageOrder
-from pipelines.engine.request import EngineEvent, ImageRequest, ImageResult
+from deployments.tasks.lora import NamedLora, OrderedLora
+from pipelines.engine.request import EngineEvent, ImageRequest, ImageResult, LoraUse
 from pipelines.errors import DaguerreError, InvalidRequest, ModelError
 from pipelines.images import decode_image, encode_image, fit_image, mask_of
 
@@ -59,13 +61,15 @@ def _draw(
 ) -> list[bytes]:
     images = {field: _image(field, data, settings) for field, data in pictures.items()}
     init = images.get("init_image")
-    order = ImageFields.model_validate(fields).resolve(
+    asked = ImageFields.model_validate(fields)
+    order = asked.resolve(
         settings,
         model=name,
         # the fields stand where a server would name objects
         init_image=("init_image", init.size) if init else None,
         mask_key="mask_image" if "mask_image" in images else None,
     )
+    order = order.wearing(tuple(map(_ordered, asked.named_loras(settings.limits))))
     with ProgressLine() as line:
         line.doing(f"loading model {name}")
         components = load(settings.models[name])
@@ -78,12 +82,33 @@ def _draw(
             "local",
             init_image=fitted.get("init_image"),
             mask=mask_of(fitted["mask_image"]) if "mask_image" in fitted else None,
+            loras=tuple(
+                LoraUse(Path(lora.key), lora.weight, lora.text_weight) for lora in job.loras
+            ),
         )
         results = run(components, requests, line, max_rows=settings.models[name].max_rows)
     return [
         encode_image(result.picture, job.output_format, job.parameters(index))[0]
         for index, result in enumerate(results)
     ]
+
+
+def _ordered(lora: NamedLora) -> OrderedLora:
+    """Here a LoRA's name is the path of its file, whose ending may be left out."""
+    name = str(lora)
+    path = next((p for p in (Path(name), Path(f"{name}.safetensors")) if p.is_file()), None)
+    if path is None:
+        raise CliFault(f"there is no LoRA file {name}", ExitCode.USAGE)
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return OrderedLora(
+        name=path.stem,
+        key=str(path),
+        sha256=digest,
+        weight=lora.weight,
+        text_weight=lora.text_weight,
+        tagged=lora.tagged,
+    )
 
 
 def load(preset: ModelSettings) -> Components:

@@ -106,10 +106,10 @@ def _description(task: RemoteTask) -> str:
     }
     lines = [f"{name:<8} {value}" for name, value in rows.items() if value]
     lines += [f"{'result':<8} {each}" for each in task.urls]
-    return "\n".join(_one_line(line) for line in lines)
+    return "\n".join(one_line(line) for line in lines)
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
     """Fit for a terminal: what others wrote must not move the cursor."""
     return "".join(each if each.isprintable() else " " for each in text)
 
@@ -127,11 +127,11 @@ def _print_table(found: list[RemoteTask]) -> None:
         for task in found:
             note = task.error or task.prompt or ""
             cells = (task.id, task.status, task.created_at or "", note)
-            typer.echo("\t".join(_one_line(cell) for cell in cells))
+            typer.echo("\t".join(one_line(cell) for cell in cells))
         return
     table = Table("task", "status", "steps", "created", "")
     for task in found:
         steps = f"{task.step}/{task.steps}" if task.steps else ""
         row = (task.id, task.status, steps, task.created_at or "", task.error or task.prompt or "")
-        table.add_row(*(Text(_one_line(cell)) for cell in row))
+        table.add_row(*(Text(one_line(cell)) for cell in row))
     console.print(table)

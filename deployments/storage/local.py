@@ -7,13 +7,15 @@ import base64
 import contextlib
 import hashlib
 import hmac
+import io
 import os
 import secrets
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import IO, TypeVar
 
 from deployments.storage.key import checked_key, checked_prefix
 from deployments.storage.store import ObjectNotFound, StorageUnavailable
@@ -24,6 +26,7 @@ T = TypeVar("T")
 _SECRET_NAME = "~url-secret"  # noqa: S105 - a file's name
 _TEMPORARY = "~"
 _NO_SUCH_FILE = (FileNotFoundError, NotADirectoryError, IsADirectoryError, FileExistsError)
+_COPY_BYTES = 2**20
 _STALE_S = 3600.0
 """A temporary file older than this belongs to a process that died while writing."""
 
@@ -40,11 +43,10 @@ class LocalStore:
         self._url_base = url_base.rstrip("/")
 
     async def put(self, key: str, data: bytes, content_type: str) -> None:
-        path = self._path(key)
-        try:
-            await _in_thread("written", lambda: self._write(path, data))
-        except _NO_SUCH_FILE:
-            raise ValueError(f"{key} lies above or below another object") from None
+        await self._put(key, lambda: io.BytesIO(data))
+
+    async def put_file(self, key: str, path: Path, content_type: str) -> None:
+        await self._put(key, lambda: path.open("rb"))
 
     async def get(self, key: str) -> bytes:
         path = self._path(key)
@@ -52,6 +54,12 @@ class LocalStore:
             return await _in_thread("read", lambda: self._read(path))
         except _NO_SUCH_FILE:
             raise ObjectNotFound(key) from None
+
+    async def fetch(self, key: str, path: Path) -> None:
+        source = self._path(key)
+        if not await self.exists(key):
+            raise ObjectNotFound(key)
+        await _in_thread("read", lambda: shutil.copyfile(self._inside(source), path))
 
     async def delete(self, key: str) -> None:
         path = self._path(key)
@@ -80,6 +88,13 @@ class LocalStore:
     async def close(self) -> None:
         """Nothing is held open."""
 
+    async def _put(self, key: str, source: Callable[[], IO[bytes]]) -> None:
+        path = self._path(key)
+        try:
+            await _in_thread("written", lambda: self._write(path, source))
+        except _NO_SUCH_FILE:
+            raise ValueError(f"{key} lies above or below another object") from None
+
     # Below here: in a thread.
 
     def _path(self, key: str) -> Path:
@@ -94,13 +109,13 @@ class LocalStore:
             raise ValueError("a link is not an object")
         return path
 
-    def _write(self, path: Path, data: bytes) -> None:
+    def _write(self, path: Path, source: Callable[[], IO[bytes]]) -> None:
         self._inside(path)
         for _ in range(10):
             self._make_folder(path.parent)
             # Between these two lines another process may remove the folder, empty as it is.
             with contextlib.suppress(FileNotFoundError):
-                _replace(path, data)
+                _replace(path, source)
                 return
         raise OSError("its folder disappears again and again")
 
@@ -158,16 +173,21 @@ class LocalStore:
             self._make_folder(self._root)
             # Of several processes that start at once one wins; a link never replaces.
             with contextlib.suppress(FileExistsError):
-                _replace(path, secrets.token_bytes(32), place=os.link)
+                _replace(path, lambda: io.BytesIO(secrets.token_bytes(32)), place=os.link)
         return path.read_bytes()
 
 
-def _replace(path: Path, data: bytes, *, place: Callable[[Path, Path], None] = os.replace) -> None:
-    """All of the data at `path`, or nothing changed and nothing left behind."""
+def _replace(
+    path: Path,
+    source: Callable[[], IO[bytes]],
+    *,
+    place: Callable[[Path, Path], None] = os.replace,
+) -> None:
+    """All of the source at `path`, or nothing changed and nothing left behind."""
     temporary = path.with_name(_TEMPORARY + secrets.token_hex(8))
     try:
-        with open(temporary, "xb", opener=_private) as file:
-            file.write(data)
+        with open(temporary, "xb", opener=_private) as file, source() as data:
+            shutil.copyfileobj(data, file, _COPY_BYTES)
             file.flush()
             os.fsync(file.fileno())
         place(temporary, path)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import functools
 import hashlib
+import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -23,6 +26,8 @@ from deployments.storage.store import ObjectNotFound, StorageUnavailable
 T = TypeVar("T")
 
 _CONNECTIONS = 16
+_COPY_BYTES = 2**20
+_md5 = functools.partial(hashlib.md5, usedforsecurity=False)
 _NOT_FOUND = frozenset({"NoSuchKey", "NotFound", "404"})
 
 
@@ -41,7 +46,7 @@ class S3Store:
         self._threads = ThreadPoolExecutor(_CONNECTIONS, thread_name_prefix="s3")
 
     async def put(self, key: str, data: bytes, content_type: str) -> None:
-        digest = hashlib.md5(data, usedforsecurity=False).digest()
+        digest = _md5(data).digest()
         await self._call(
             self._client.put_object,
             **self._object(key),
@@ -50,18 +55,32 @@ class S3Store:
             ContentMD5=base64.b64encode(digest).decode(),
         )
 
-    async def get(self, key: str) -> bytes:
+    async def put_file(self, key: str, path: Path, content_type: str) -> None:
         where = self._object(key)
 
-        def read() -> bytes:
-            with contextlib.closing(self._client.get_object(**where)["Body"]) as body:
-                data: bytes = body.read()
-                return data
+        def write() -> None:
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, _md5).digest()
+                file.seek(0)
+                self._client.put_object(
+                    **where,
+                    Body=file,
+                    ContentType=content_type,
+                    ContentMD5=base64.b64encode(digest).decode(),
+                )
 
-        try:
-            return await self._call(read)
-        except _NotFound:
-            raise ObjectNotFound(key) from None
+        await self._call(write)
+
+    async def get(self, key: str) -> bytes:
+        data: bytes = await self._read(key, lambda body: body.read())
+        return data
+
+    async def fetch(self, key: str, path: Path) -> None:
+        def copy(body: Any) -> None:
+            with path.open("wb") as file:
+                shutil.copyfileobj(body, file, _COPY_BYTES)
+
+        await self._read(key, copy)
 
     async def delete(self, key: str) -> None:
         with contextlib.suppress(_NotFound):
@@ -95,6 +114,18 @@ class S3Store:
     async def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._client.close()
+
+    async def _read(self, key: str, use: Callable[[Any], T]) -> T:
+        where = self._object(key)
+
+        def read() -> T:
+            with contextlib.closing(self._client.get_object(**where)["Body"]) as body:
+                return use(body)
+
+        try:
+            return await self._call(read)
+        except _NotFound:
+            raise ObjectNotFound(key) from None
 
     def _object(self, key: str) -> dict[str, str]:
         return {"Bucket": self._settings.bucket, "Key": self._prefix + checked_key(key)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Protocol
 
 
@@ -24,6 +25,12 @@ class ObjectStore(Protocol):
 
     async def get(self, key: str) -> bytes:
         """The whole object. Raises ObjectNotFound, StorageUnavailable, ValueError."""
+
+    async def put_file(self, key: str, path: Path, content_type: str) -> None:
+        """As `put`, of a file that memory need not hold."""
+
+    async def fetch(self, key: str, path: Path) -> None:
+        """As `get`, into a file; what it held is gone. Other errors may leave a part of it."""
 
     async def delete(self, key: str) -> None:
         """Remove it; no error where there is none."""

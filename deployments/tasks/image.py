@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import secrets
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from configs.settings import LimitSettings, ModelSettings, ScheduleName, SchedulerName, Settings
+from deployments.tasks.field import Real, Text, Whole
+from deployments.tasks.lora import (
+    LoraEntry,
+    NamedLora,
+    OrderedLora,
+    named_loras,
+    without_tags,
+)
 from deployments.tasks.model import Frozen
-from pipelines.engine.request import ImageRequest, Mask, Picture
+from pipelines.engine.request import ImageRequest, LoraUse, Mask, Picture
 from pipelines.errors import InvalidRequest
 
 MAX_SEED = 2**63 - 1
@@ -23,39 +31,18 @@ OUTPUT_PREFIX = "results/"
 STATE_PREFIX = "state/"
 """Where half-drawn pictures lie; removed when their task ends, and by age."""
 
+MAX_DEEP_CACHE = 10
 MAX_CLIP_SKIP = 11
 """The text encoders of Stable Diffusion have 12 layers, of which one must be left."""
 
 _FINE = frozenset({"schedule", "eta", "prompt_weighting", "long_prompt", "clip_skip"})
-_FINE |= {"guidance_rescale", "guidance_interval"}
+_FINE |= {"guidance_rescale", "guidance_interval", "deep_cache", "tiny_decode"}
 """Fields that stand in a picture's metadata only where they were used."""
 
 T = TypeVar("T")
 OutputFormat = Literal["png", "jpeg", "webp"]
 Size = tuple[int, int]
 """Width and height, pixels."""
-
-
-def _text(value: str) -> str:
-    if "\0" in value:
-        raise ValueError("must not contain the NUL character")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise ValueError("must not contain half of a surrogate pair") from None
-    return value
-
-
-def _number(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise ValueError("must be a number")
-    return value
-
-
-Text = Annotated[str, AfterValidator(_text)]
-Whole = Annotated[int, BeforeValidator(_number)]
-"""An integer; `"512"` and `512.0` pass as they do in most clients' and servers' hands."""
-Real = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
 
 
 class ImageFields(BaseModel):
@@ -115,6 +102,25 @@ class ImageFields(BaseModel):
     guidance_interval: tuple[Real, Real] | None = Field(
         (0.0, 1.0), description="From and to which share of the steps guidance is on."
     )
+    deep_cache: Whole | None = Field(
+        1,
+        ge=1,
+        le=MAX_DEEP_CACHE,
+        description="Run the UNet whole at every so many steps only: 2 is about 1.7 times as fast "
+        "and changes details.",
+    )
+    tiny_decode: bool | None = Field(
+        False, description="Decode with the model's tiny VAE: quicker, coarser."
+    )
+    lora: list[LoraEntry] | None = Field(
+        None,
+        description="LoRAs to wear, besides those that the prompt names as `<lora:name:weight>`.",
+        examples=[[{"name": "watercolour", "weight": 0.8}]],
+    )
+
+    def named_loras(self, limits: LimitSettings) -> list[NamedLora]:
+        """All that `lora` and the prompt name, not yet looked up. Raises InvalidRequest."""
+        return named_loras(self.lora, self.prompt, limits)
 
     def resolve(
         self,
@@ -127,8 +133,8 @@ class ImageFields(BaseModel):
         """The order these fields mean, every default but an unknown native size filled in.
 
         `init_image` is the object key and the size of the picture to start from; its size rules,
-        whatever `width` and `height` say; `mask_key` is the object key of its mask. Raises
-        InvalidRequest naming field, limit and value.
+        whatever `width` and `height` say; `mask_key` is the object key of its mask. LoRAs are to be
+        looked up. Raises InvalidRequest naming field, limit and value.
         """
         preset, limits = settings.models[model], settings.limits
         num_images = _or(self.num_images, 1)
@@ -145,6 +151,8 @@ class ImageFields(BaseModel):
         interval = _interval(_or(self.guidance_interval, (0.0, 1.0)))
         if mask_key is not None and init_image is None:
             raise InvalidRequest("mask_image", "mask_image needs an init_image, given none")
+        if self.tiny_decode and preset.tiny_vae is None:
+            raise InvalidRequest("tiny_decode", f"tiny_decode: {model} has no tiny VAE, given true")
         key, size = init_image or (None, None)
         width, height = _init_size(size, limits) if size else self._size(preset, limits)
         return ImageOrder(
@@ -167,6 +175,8 @@ class ImageFields(BaseModel):
             clip_skip=_or(self.clip_skip, 0),
             guidance_rescale=_or(self.guidance_rescale, 0.0),
             guidance_interval=interval,
+            deep_cache=_or(self.deep_cache, 1),
+            tiny_decode=_or(self.tiny_decode, False),
             output_format=_format(self.output_format),
             model=model,
         )
@@ -213,9 +223,16 @@ class ImageOrder(Frozen):
     clip_skip: int = Field(0, ge=0, le=MAX_CLIP_SKIP)
     guidance_rescale: float = Field(0.0, ge=0, le=1)
     guidance_interval: tuple[float, float] = (0.0, 1.0)
+    deep_cache: int = Field(1, ge=1, le=MAX_DEEP_CACHE)
+    tiny_decode: bool = False
+    loras: tuple[OrderedLora, ...] = ()
     strength: float = Field(0.75, ge=0, le=1, description="Used with an initial picture only.")
     output_format: OutputFormat = "png"
     model: str
+
+    def wearing(self, loras: tuple[OrderedLora, ...]) -> ImageOrder:
+        """With these, which are `ImageFields.named_loras` looked up."""
+        return self.model_copy(update={"loras": loras})
 
 
 class ImageJob(ImageOrder):
@@ -227,19 +244,11 @@ class ImageJob(ImageOrder):
     @classmethod
     def from_input(cls, data: dict[str, Any], *, default_size: int) -> ImageJob:
         """The job of a stored task input; `default_size` is the model's native side, pixels."""
-        order = ImageOrder.model_validate(data)
-        return cls._sized(order, default_size)
+        return cls.sized(ImageOrder.model_validate(data), default_size)
 
     @classmethod
-    def from_fields(
-        cls, fields: dict[str, Any], settings: Settings, *, model: str, default_size: int
-    ) -> ImageJob:
-        """The job of a direct call. Raises pydantic's ValidationError or InvalidRequest."""
-        order = ImageFields.model_validate(fields).resolve(settings, model=model)
-        return cls._sized(order, default_size)
-
-    @classmethod
-    def _sized(cls, order: ImageOrder, default_size: int) -> ImageJob:
+    def sized(cls, order: ImageOrder, default_size: int) -> ImageJob:
+        """The job of an order; `default_size` as above."""
         values = order.model_dump()
         values["width"] = order.width or default_size
         values["height"] = order.height or default_size
@@ -251,13 +260,17 @@ class ImageJob(ImageOrder):
         *,
         init_image: Picture | None = None,
         mask: Mask | None = None,
+        loras: tuple[LoraUse, ...] = (),
         priority: int = 0,
     ) -> list[ImageRequest]:
-        """One engine request a picture, with ids `<prefix>.<index>`; picture i has seed + i."""
+        """One engine request a picture, with ids `<prefix>.<index>`; picture i has seed + i.
+
+        `loras` are the files of the order's LoRAs.
+        """
         return [
             ImageRequest(
                 id=f"{prefix}.{index}",
-                prompt=self.prompt,
+                prompt=without_tags(self.prompt),
                 negative_prompt=self.negative_prompt,
                 width=self.width,
                 height=self.height,
@@ -275,6 +288,9 @@ class ImageJob(ImageOrder):
                 clip_skip=self.clip_skip,
                 guidance_rescale=self.guidance_rescale,
                 guidance_interval=self.guidance_interval,
+                deep_cache=self.deep_cache,
+                tiny_decode=self.tiny_decode,
+                loras=loras,
                 priority=priority,
             )
             for index in range(self.num_images)
@@ -286,6 +302,8 @@ class ImageJob(ImageOrder):
         kept |= {"guidance_scale", "scheduler", "model"}
         values = self.model_dump(include=kept) | {"seed": self.seed + index}
         values |= self.model_dump(include=set(_FINE), exclude_defaults=True, mode="json")
+        if entries := [lora.entry() for lora in self.loras if not lora.tagged]:
+            values["lora"] = entries
         return values | {"strength": self.strength} if self.init_image_key else values
 
 

@@ -12,6 +12,9 @@ SCHEMA_VERSION = 2
 
 MIN_PRIORITY, MAX_PRIORITY = -100, 100
 
+ANONYMOUS = "anonymous"
+"""The one owner where no keys are set."""
+
 
 class Kind(StrEnum):
     IMAGE = "image"

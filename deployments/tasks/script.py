@@ -1,4 +1,4 @@
-"""Runs tasks.lua on a Redis server: time-outs, retries and error classes are all decided here."""
+"""Runs Lua files on a Redis server: time-outs, retries and error classes are all decided here."""
 
 from __future__ import annotations
 
@@ -100,15 +100,16 @@ def _lua_set(words: Any) -> str:
     return "{" + ", ".join(f"{word} = true" for word in sorted(words)) + "}"
 
 
-class TaskScript:
+class Script:
     """One loaded script under one key prefix."""
 
-    def __init__(self, redis: Redis, key_prefix: str) -> None:
+    def __init__(self, redis: Redis, key_prefix: str, text: str) -> None:
         self._redis = redis
+        self._text = text
         self._prefix = f"{{{key_prefix}}}:"
         self._room = asyncio.Semaphore(_MAX_CALLS)
         self._calls: set[asyncio.Task[list[Any]]] = set()
-        self._sha = hashlib.sha1(script_text().encode(), usedforsecurity=False).hexdigest()
+        self._sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
 
     def key(self, name: str) -> str:
         return self._prefix + name
@@ -141,5 +142,5 @@ class TaskScript:
         try:
             answer = await self._redis.evalsha(self._sha, 1, *arguments)
         except NoScriptError:  # a new server, or its script cache was flushed
-            answer = await self._redis.eval(script_text(), 1, *arguments)
+            answer = await self._redis.eval(self._text, 1, *arguments)
         return cast("list[Any]", answer)

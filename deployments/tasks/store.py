@@ -38,10 +38,11 @@ from deployments.tasks.model import (
 from deployments.tasks.record import damaged, read_event, read_task
 from deployments.tasks.script import (
     DEADLINE_S,
-    TaskScript,
+    Script,
     block_ms,
     blocking_client,
     command_client,
+    script_text,
     store_errors,
 )
 from pipelines.errors import InvalidRequest
@@ -72,7 +73,7 @@ class TaskStore:
         self._blocking = blocking
         self._settings = settings
         self._max_queue = max_queue
-        self._script = TaskScript(commands, settings.key_prefix)
+        self._script = Script(commands, settings.key_prefix, script_text())
         self._run = self._script.__call__
 
     @classmethod

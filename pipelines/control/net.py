@@ -12,7 +12,8 @@ from diffusers import ControlNetModel
 
 from pipelines.components import Components
 from pipelines.errors import ModelError
-from pipelines.weights import file_id, read_tensors, some
+from pipelines.weight_file import file_id, some
+from pipelines.weights import read_tensors
 
 SAME = (
     "cross_attention_dim",

@@ -83,6 +83,10 @@ class EngineWorker:
         """Starts the thread; requests submitted before begin now. Once."""
         self._thread.start()
 
+    def check(self, request: ImageRequest) -> None:
+        """Raises InvalidRequest as `submit` would, which then takes less time."""
+        self._engine.check(request)
+
     def submit(
         self, request: ImageRequest, on_event: Callable[[EngineEvent], None] | None = None
     ) -> Future[ImageResult]:

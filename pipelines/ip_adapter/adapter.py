@@ -18,7 +18,8 @@ from transformers import CLIPVisionModelWithProjection
 from pipelines.components import Components
 from pipelines.engine.request import IPAdapterUse
 from pipelines.errors import ModelError
-from pipelines.weights import check_finite, file_id, read_tensors, some
+from pipelines.weight_file import file_id, some
+from pipelines.weights import check_finite, read_tensors
 
 KINDS = ("proj.weight", "proj.3.weight", "latents")
 """A key of the image projection of each kind: standard, full face, plus."""

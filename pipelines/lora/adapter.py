@@ -15,8 +15,9 @@ from pipelines.components import Components
 from pipelines.errors import ModelError
 from pipelines.lora.factors import Factors, Misfit, dora, factorise
 from pipelines.lora.formats import LoraFile, Parts, read_lora
-from pipelines.lora.keys import file_name, layer_names, lora_layers
-from pipelines.weights import file_id
+from pipelines.lora.header import file_name
+from pipelines.lora.keys import layer_names, lora_layers
+from pipelines.weight_file import file_id
 
 PEFT_ALPHA = "lora_alpha"
 MAGNITUDES = {"magnitude", "dora_scale"}

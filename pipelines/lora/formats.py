@@ -1,12 +1,8 @@
-"""Reads LoRA files: safetensors of any layout, sorted by module and part, not yet bound to a model.
-
-Layouts differ in how they name a module (`pipelines.lora.keys`) and its parts (PARTS).
-"""
+"""Reads LoRA files, sorted by module and part, not yet bound to a model."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,24 +11,10 @@ from typing import Any
 import torch
 
 from pipelines.errors import ModelError
-from pipelines.weights import file_id, read_tensors, some
+from pipelines.lora.header import sort_keys
+from pipelines.weight_file import file_id
+from pipelines.weights import read_tensors
 
-PARTS = {
-    r"\.lora_down\.weight": "down",
-    r"\.lora_mid\.weight": "mid",
-    r"\.lora_up\.weight": "up",
-    r"(?:\.lora|\.lora_linear_layer|(?<=to_[qkv])_lora|(?<=to_out)_lora)\.down\.weight": "down",
-    r"(?:\.lora|\.lora_linear_layer|(?<=to_[qkv])_lora|(?<=to_out)_lora)\.up\.weight": "up",
-    r"\.lora_A(?:\.\w+)?\.weight": "down",
-    r"\.lora_B(?:\.\w+)?\.weight": "up",
-    r"\.alpha": "alpha",
-    r"\.dora_scale": "dora_scale",
-    r"\.lora_magnitude_vector(?:\.\w+)?(?:\.weight)?": "magnitude",
-    r"\.hada_(w[12]_[ab]|t[12])": "hada_",
-    r"\.lokr_(w[12](?:_[ab])?|t2)": "lokr_",
-}
-"""How a key ends, and the part it holds: LoRA of kohya, diffusers and peft, then LoHa and LoKr."""
-_PARTS = [(re.compile(f"(.+?){end}$"), part) for end, part in PARTS.items()]
 PEFT_METADATA = "lora_adapter_metadata"
 """Where diffusers writes the peft configuration: JSON, its keys begin with `unet.` and so on."""
 
@@ -65,30 +47,11 @@ def read_lora(path: Path) -> LoraFile:
 
 
 def _sort(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, Parts]:
-    modules: dict[str, Parts] = {}
-    unknown = []
-    for key, tensor in tensors.items():
-        module, part = _split(key)
-        if part is None or not tensor.is_floating_point():
-            unknown.append(key)
-        else:
-            modules.setdefault(module, {})[part] = tensor
-    if not modules:
-        raise ModelError(f"{path}: holds no LoRA weights; its keys: {some(tensors) or 'none'}")
-    if unknown:
-        raise ModelError(
-            f"{path}: {len(unknown)} of {len(tensors)} keys are of no known kind of LoRA: "
-            f"{some(unknown)}"
-        )
-    return modules
-
-
-def _split(key: str) -> tuple[str, str | None]:
-    """(module, part) of a key; part None for a key of no LoRA."""
-    for pattern, part in _PARTS:
-        if match := pattern.match(key):
-            return match[1], part + match[2] if part.endswith("_") else part
-    return key, None
+    floating = {key: tensor.is_floating_point() for key, tensor in tensors.items()}
+    return {
+        module: {part: tensors[key] for part, key in parts.items()}
+        for module, parts in sort_keys(str(path), floating).items()
+    }
 
 
 def _peft_config(path: Path, metadata: Mapping[str, str]) -> Mapping[str, Any]:

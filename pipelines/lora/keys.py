@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from torch import nn
 
 from pipelines.components import Components
+from pipelines.lora.header import file_name
 
 PREFIXES = {
     # of kohya; diffusers; diffusers' first, of the UNet alone; LyCORIS; peft; original checkpoints
@@ -34,11 +35,6 @@ UNET_ENDS = {
     "conv_out": "out.2",
 }
 CLIP_ATTENTION = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj": "to_out"}
-
-
-def file_name(name: str) -> str:
-    """How a module's name is compared."""
-    return name.replace(".processor.", ".").removesuffix(".processor").replace(".", "_")
 
 
 def lora_layers(components: Components) -> dict[str, nn.Linear | nn.Conv2d]:

@@ -11,6 +11,7 @@ import pytest
 
 from configs.settings import ModelSettings, Settings, TaskSettings
 from deployments import generator as module
+from deployments import pictures
 from deployments.generator import Generator
 from deployments.storage.local import LocalStore
 from deployments.storage.store import StorageUnavailable
@@ -118,7 +119,7 @@ async def test_an_object_store_that_stays_away_fails_the_attempt_and_leaves_no_u
     objects: Objects,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "STORAGE_PATIENCE_S", 0)
+    monkeypatch.setattr(pictures, "STORAGE_PATIENCE_S", 0)
     objects.faults = 10**9
     start()
     done = await reached(store, await order(num_images=2), Status.SUCCEEDED, Status.FAILED)

@@ -30,7 +30,7 @@ def draw_pictures(
 @torch.inference_mode()
 def _draw(parts: Components, wishes: Sequence[tuple[str, int]], size: Bucket) -> list[Picture]:
     outcomes: list[Outcome] = []
-    engine = Engine(parts, lora_slots=0, report=outcomes.append)
+    engine = Engine(parts, report=outcomes.append)
     try:
         for number, (prompt, seed) in enumerate(wishes):
             engine.add(
@@ -48,7 +48,7 @@ def _draw(parts: Components, wishes: Sequence[tuple[str, int]], size: Bucket) ->
         while not engine.idle:
             engine.step()
     finally:
-        engine.loras.stop()
+        engine.loader.stop()
     drawn: dict[str, Picture] = {}
     for outcome in outcomes:
         if isinstance(outcome, Failure):

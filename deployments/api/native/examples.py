@@ -131,3 +131,37 @@ NOT_JSON: dict[str, Any] = {
         }
     ]
 }
+
+_LORA_VERSION: dict[str, Any] = {
+    "version": 1,
+    "kind": "lora",
+    "rank": 16,
+    "base": "sd",
+    "base_model": None,
+    "size_bytes": 37870216,
+    "sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+    "task_id": None,
+    "metadata": {"ss_network_dim": "16", "ss_network_alpha": "8"},
+    "created_at": "2026-01-01T12:00:00.125000+00:00",
+}
+LORA: dict[str, Any] = _LORA_VERSION | {
+    "id": "lora_01JGGZ1M5D0Q3V7X8K2R4T6W9Y",
+    "name": "watercolour",
+    "mine": True,
+    "visibility": "private",
+    "trigger_words": ["in watercolour"],
+    "tag": "<lora:watercolour:1>",
+    "preview_url": None,
+    "updated_at": "2026-01-01T12:00:00.125000+00:00",
+    "versions": [_LORA_VERSION],
+}
+LORA_LIST: dict[str, Any] = {"loras": [LORA | {"versions": None}], "next_cursor": None}
+LORA_IMPORT: dict[str, Any] = {
+    "file": "(a .safetensors file)",
+    "name": "watercolour",
+    "trigger_words": "in watercolour",
+}
+LORA_CHANGES: dict[str, Any] = {"visibility": "public", "trigger_words": ["in watercolour"]}
+LORA_NOT_FOUND: dict[str, Any] = {"detail": "There is no LoRA lora_01JGGZ1M5D0Q3V7X8K2R4T6W9Y."}
+NAME_TAKEN: dict[str, Any] = {"detail": "You have another LoRA named 'watercolour'."}
+LORA_IDEMPOTENCY: dict[str, Any] = {"detail": "The idempotency key was used with another file."}

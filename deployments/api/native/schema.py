@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
 
 from deployments.api.native import examples
 from deployments.api.services import MAX_DELAY_S, Submission
-from deployments.tasks.image import ImageFields, Real, Text, Whole
+from deployments.tasks.field import Real, Text, Whole
+from deployments.tasks.image import ImageFields
 from deployments.tasks.model import MAX_PRIORITY, MIN_PRIORITY, Position, Status, Task
 
 StatusWord = Literal["pending", "processing", "completed", "failed", "canceled"]
@@ -72,14 +73,6 @@ class GenerateBody(ImageFields):
         description="The same key and body again give the same task; also as the header "
         "Idempotency-Key.",
     )
-    lora: list[Any] | None = Field(None, description="Not served yet: leave it out or empty.")
-
-    @field_validator("lora")
-    @classmethod
-    def _no_lora(cls, value: list[Any] | None) -> list[Any] | None:
-        if value:
-            raise ValueError("lora is not served yet: at most 0 entries")
-        return value
 
     def to_domain(self, idempotency_key: str | None) -> Submission:
         """The same in no dialect's words; a key in the body goes before that of the header."""

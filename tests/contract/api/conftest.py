@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import save
 
 from configs.settings import Settings
 from deployments.api.app import create_app
@@ -39,6 +41,14 @@ class Api:
 
     async def task(self, task_id: str) -> dict[str, Any]:
         answer = await self.http.get(f"/api/v1/tasks/{task_id}")
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    async def lora(self, name: str, **fields: Any) -> dict[str, Any]:
+        """An imported LoRA."""
+        answer = await self.http.post(
+            "/api/v1/loras/import", data={"name": name} | fields, files={"file": small_lora()}
+        )
         assert answer.status_code == 200, answer.text
         return answer.json()
 
@@ -77,6 +87,14 @@ def picture(kind: str = "png", size: tuple[int, int] = (64, 64)) -> bytes:
     return buffer.getvalue()
 
 
+def small_lora() -> bytes:
+    """Another one each time."""
+    down = np.random.default_rng().random((4, 768), np.float32)
+    name = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k"
+    tensors = {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": down[:, :8].T.copy()}
+    return save(tensors, {"ss_network_dim": "4"})
+
+
 def as_data_url(data: bytes, kind: str = "png") -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
@@ -84,6 +102,12 @@ def as_data_url(data: bytes, kind: str = "png") -> str:
 @pytest.fixture
 def png() -> Callable[..., bytes]:
     return picture
+
+
+@pytest.fixture
+def lora_file() -> Callable[[], bytes]:
+    """lora_file(): a LoRA file; another one each time."""
+    return small_lora
 
 
 @pytest.fixture

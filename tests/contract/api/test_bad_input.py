@@ -136,6 +136,9 @@ FIELDS: list[Case] = [
     field("guidance_interval", [0.8, 0.2]),
     field("guidance_interval", [-0.1, 0.5]),
     field("guidance_interval", [0, "end"]),
+    field("deep_cache", 0),
+    field("deep_cache", 11),
+    field("tiny_decode", True),  # this model has no tiny VAE
     field("mask_image", url(b"this is not a picture")),
     field("mask_image", url(claimed_png(128, 128))),  # with no initial picture
     field("lora", [{"name": "watercolour", "scale": 0.8}]),

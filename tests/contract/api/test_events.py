@@ -13,12 +13,11 @@ import pytest
 from PIL import Image
 
 from deployments.api import services
-from deployments.api.auth import ANONYMOUS
 from deployments.api.native import events as native_events
 from deployments.api.native import examples
 from deployments.storage.store import StorageUnavailable
 from deployments.tasks.exchange import Beat
-from deployments.tasks.model import Progress
+from deployments.tasks.model import ANONYMOUS, Progress
 
 
 @dataclass

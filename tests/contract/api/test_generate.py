@@ -141,6 +141,7 @@ async def test_finer_control_of_guidance_and_prompts_reaches_the_worker(api):
         "clip_skip": 1,
         "guidance_rescale": 0.7,
         "guidance_interval": [0.1, 0.8],
+        "deep_cache": 2,
     }
     await api.submit(**fine)
     job = (await api.claim()).task.input

@@ -40,6 +40,8 @@ class ScriptedServer(ThreadingHTTPServer):
         self.tasks: dict[str, dict[str, Any]] = {}
         self.by_key: dict[str, str] = {}
         self.bodies: list[dict[str, Any]] = []
+        self.loras: list[dict[str, Any]] = []
+        self.forms: list[bytes] = []
 
     def view(self, task_id: str) -> dict[str, Any]:
         task = self.tasks[task_id]
@@ -74,6 +76,8 @@ class Handler(BaseHTTPRequestHandler):
         elif parts == ["api", "v1", "tasks"]:
             found = [self.server.view(each) for each in reversed(self.server.tasks)]
             self._answer(200, {"tasks": found, "next_cursor": None})
+        elif parts == ["api", "v1", "loras"]:
+            self._answer(200, {"loras": self.server.loras, "next_cursor": None})
         elif parts[3] not in self.server.tasks:
             self._answer(404, {"detail": "任务不存在"})
         elif parts[4:] == ["events"]:
@@ -82,7 +86,12 @@ class Handler(BaseHTTPRequestHandler):
             self._answer(200, self.server.view(parts[3]))
 
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        content = self.rfile.read(int(self.headers["content-length"]))
+        if self.path.endswith("/loras/import"):
+            self.server.forms.append(content)
+            self._answer(200, {"tag": "<lora:ink:1>"})
+            return
+        body = json.loads(content)
         self.server.bodies.append(body)
         if self._refused():
             return
@@ -105,7 +114,11 @@ class Handler(BaseHTTPRequestHandler):
     def do_DELETE(self) -> None:
         task_id = self.path.rsplit("/", 1)[-1]
         task = self.server.tasks.get(task_id)
-        if task is None:
+        kept = [lora for lora in self.server.loras if lora["id"] != task_id]
+        if len(kept) < len(self.server.loras):
+            self.server.loras = kept
+            self._answer(200, {"id": task_id})
+        elif task is None:
             self._answer(404, {"detail": "任务不存在"})
         elif task["status"] in ("completed", "failed"):
             self._answer(409, {"detail": f"the task has already ended: {task['status']}"})

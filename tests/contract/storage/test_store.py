@@ -31,9 +31,23 @@ async def test_objects_of_any_size_come_back_whole(store, size):
     assert await store.get("blob.bin") == data
 
 
-async def test_a_key_that_was_never_put_is_not_found(store):
+@pytest.mark.parametrize("size", [0, 3_000_000])
+async def test_files_go_in_and_out_as_objects_do(store, size, tmp_path):
+    data, path = b"0123456789" * (size // 10), tmp_path / "a file"
+    path.write_bytes(data)
+    await store.put("a/b.bin", b"what was there before", "application/octet-stream")
+    await store.put_file("a/b.bin", path, "application/octet-stream")
+    assert await store.get("a/b.bin") == data
+    path.write_bytes(b"x" * (size + 7))
+    await store.fetch("a/b.bin", path)
+    assert path.read_bytes() == data
+
+
+async def test_a_key_that_was_never_put_is_not_found(store, tmp_path):
     with pytest.raises(ObjectNotFound):
         await store.get("never/put.png")
+    with pytest.raises(ObjectNotFound):
+        await store.fetch("never/put.png", tmp_path / "file")
     assert not await store.exists("never/put.png")
 
 

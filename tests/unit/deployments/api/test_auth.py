@@ -6,8 +6,9 @@ import hmac
 import pytest
 
 from configs.settings import ApiSettings
-from deployments.api.auth import ANONYMOUS, KeyAuth, owner_of
+from deployments.api.auth import KeyAuth, owner_of
 from deployments.api.errors import Unauthorized
+from deployments.tasks.model import ANONYMOUS
 
 
 def auth(*keys: str) -> KeyAuth:

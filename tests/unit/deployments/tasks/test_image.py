@@ -1,5 +1,7 @@
 """Fields, the order they resolve to, and the job a Generator draws."""
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,6 +9,8 @@ from pydantic import ValidationError
 
 from configs.settings import Settings
 from deployments.tasks.image import MAX_SEED, ImageFields, ImageJob
+from deployments.tasks.lora import OrderedLora
+from pipelines.engine.request import LoraUse
 from pipelines.errors import InvalidRequest
 
 SETTINGS = Settings()
@@ -16,6 +20,11 @@ def resolve(settings=SETTINGS, init_image=None, **fields):
     return ImageFields(**({"prompt": "a fox"} | fields)).resolve(
         settings, model="embedded", init_image=init_image
     )
+
+
+def direct(default_size=64, **fields):
+    order = ImageFields.model_validate(fields).resolve(SETTINGS, model="embedded")
+    return ImageJob.sized(order, default_size)
 
 
 def test_what_was_given_is_kept():
@@ -46,14 +55,12 @@ def test_an_open_size_becomes_the_model_s_own():
 
 
 def test_a_direct_call_has_the_same_fields_and_refusals():
-    job = ImageJob.from_fields({"prompt": "x"}, SETTINGS, model="embedded", default_size=64)
+    job = direct(prompt="x")
     assert (job.width, job.num_inference_steps) == (64, 25)
     with pytest.raises(InvalidRequest, match="num_images must be 1 to 10, given 11"):
-        ImageJob.from_fields(
-            {"prompt": "x", "num_images": 11}, SETTINGS, model="embedded", default_size=64
-        )
+        direct(prompt="x", num_images=11)
     with pytest.raises(ValidationError):
-        ImageJob.from_fields({}, SETTINGS, model="embedded", default_size=64)
+        direct()
 
 
 def test_the_last_picture_s_seed_is_still_a_seed():
@@ -91,14 +98,47 @@ def test_a_refusal_names_its_field(field, value):
 
 
 def test_parameters_draw_the_same_picture_again():
-    job = ImageJob.from_fields(
-        {"prompt": "a fox", "seed": 5, "num_images": 3}, SETTINGS, model="embedded", default_size=64
-    )
+    job = direct(prompt="a fox", seed=5, num_images=3)
     again = {key: value for key, value in job.parameters(2).items() if key != "model"}
-    repeated = ImageJob.from_fields(again, SETTINGS, model="embedded", default_size=512)
+    repeated = direct(512, **again)
     assert repeated.seed == 7
     assert repeated.parameters(0) == job.parameters(2)
-    assert "strength" not in job.parameters(0)
+    assert not {"strength", "lora"} & job.parameters(0).keys()
+
+
+def test_parameters_name_each_lora_once_where_the_request_did():
+    prompt = "a <lora:tag:0.5> fox"
+    names = [("field", False), ("other", False), ("tag", True)]
+    loras = tuple(
+        OrderedLora(id=f"id of {name}", name=name, version=2, key="k", sha256="s", tagged=tagged,
+                    weight=0.5, text_weight=1.0 if name == "other" else 0.5)
+        for name, tagged in names
+    )  # fmt: skip
+    fields = ImageFields(prompt=prompt, lora=[{"name": "field"}, {"name": "other"}])
+    order = fields.resolve(SETTINGS, model="embedded").wearing(loras)
+    told = ImageJob.sized(order, 64).parameters(0)
+    assert told["prompt"] == prompt
+    first = {"id": "id of field", "name": "field", "version": 2, "weight": 0.5}
+    second = first | {"id": "id of other", "name": "other", "text_encoder_weight": 1.0}
+    assert told["lora"] == [first, second]
+    repeated = ImageFields.model_validate({"prompt": prompt, "lora": told["lora"]})
+    named = repeated.named_loras(SETTINGS.limits)
+    assert [(lora.id, lora.name, lora.weight, lora.text_weight) for lora in named] == [
+        ("id of field", "field", 0.5, 0.5),
+        ("id of other", "other", 0.5, 1.0),
+        (None, "tag", 0.5, 0.5),
+    ]
+
+
+@pytest.mark.parametrize("weighting", [False, True])
+def test_the_engine_gets_the_prompt_without_its_tags(weighting):
+    fields = ImageFields(prompt="(a <lora:b:0.5>fox:1.2)<lora:c>", prompt_weighting=weighting)
+    job = ImageJob.sized(fields.resolve(SETTINGS, model="embedded"), 64)
+    uses = (LoraUse(Path("b")), LoraUse(Path("c")))
+    (request,) = job.requests("r", loras=uses)
+    assert request.prompt == "(a fox:1.2)"
+    assert request.loras == uses
+    assert job.prompt == fields.prompt
 
 
 def test_parameters_of_a_changed_picture_tell_its_strength():

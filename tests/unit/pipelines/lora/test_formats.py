@@ -12,7 +12,7 @@ from safetensors.torch import save
 
 from pipelines.errors import ModelError
 from pipelines.lora.formats import PEFT_METADATA, read_lora
-from pipelines.weights import file_id
+from pipelines.weight_file import file_id
 
 ONE = torch.ones(2, 3)
 LORA = {"unet.conv_in.lora.down.weight": ONE, "unet.conv_in.lora.up.weight": ONE.T.contiguous()}

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from pipelines.components import Components
-from pipelines.lora.keys import file_name, layer_names, lora_layers
+from pipelines.lora.header import file_name
+from pipelines.lora.keys import layer_names, lora_layers
 
 CROSS = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D")
 

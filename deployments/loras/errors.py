@@ -1,0 +1,35 @@
+"""What the registry can refuse."""
+
+from __future__ import annotations
+
+from pipelines.errors import DaguerreError
+
+
+class LoraNotFound(DaguerreError):
+    """No such LoRA, or it is someone else's own."""
+
+    def __init__(self, lora_id: str) -> None:
+        super().__init__(f"There is no LoRA {lora_id[:80]}.")
+        self.lora_id = lora_id
+
+
+class NameTaken(DaguerreError):
+    """The owner has another LoRA of this name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"You have another LoRA named {name!r}.")
+        self.name = name
+
+
+class CallConflict(DaguerreError):
+    """The call's id was used before, with another file."""
+
+    def __init__(self) -> None:
+        super().__init__("The idempotency key was used with another file.")
+
+
+class UploadExpired(DaguerreError):
+    """The file was announced so long ago that it may be gone; worth another try from the start."""
+
+    def __init__(self) -> None:
+        super().__init__("The upload took too long, try again.")
