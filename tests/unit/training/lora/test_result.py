@@ -38,7 +38,7 @@ def by_engine(parts: Components, request: ImageRequest) -> Picture:
             time.sleep(0.01)
         else:
             engine.step()
-    engine.loras.stop()
+    engine.loader.stop()
     return pictures[0]
 
 
