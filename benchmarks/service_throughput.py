@@ -7,6 +7,7 @@ Same checkpoint, prompt, steps, guidance, sampler and thread count on all sides.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import statistics
 import time
@@ -14,6 +15,7 @@ from collections.abc import Awaitable, Callable
 
 import httpx
 import numpy as np
+import psutil
 from PIL import Image
 
 from benchmarks import serve_batch
@@ -24,6 +26,16 @@ PICTURES = 32
 CLIENTS = 16
 BATCHES = (4, 8)
 ROUNDS = 2
+
+PARTS = {
+    "generator": ":Generator-",
+    "ingress": ":Ingress",
+    "proxy": "ProxyActor",
+    "task store": "valkey",
+    "clients": "",
+    "rest": "",
+}
+"""Of the application, by a word in the command line of its process."""
 
 Draw = Callable[[httpx.AsyncClient, int], Awaitable[bytes]]
 """The PNG of a seed."""
@@ -85,6 +97,39 @@ async def check(base_url: str) -> None:
         raise SystemExit(f"the pictures differ by {apart}/255: nothing to compare")
 
 
+def cpu_seconds() -> dict[str, float]:
+    """Of this process and all below it so far, by part of the application."""
+    parts = dict.fromkeys(PARTS, 0.0)
+    here = psutil.Process()
+    for process in [here, *here.children(recursive=True)]:
+        with contextlib.suppress(psutil.Error):
+            times, words = process.cpu_times(), " ".join(process.cmdline())
+            known = next((part for part, word in PARTS.items() if word and word in words), "rest")
+            parts["clients" if process.pid == here.pid else known] += times.user + times.system
+    return parts
+
+
+class CpuMeter:
+    """CPU seconds a picture through HTTP: the same on a busy machine as on a quiet one."""
+
+    def __init__(self, draw: Callable[[], float]) -> None:
+        self._draw = draw
+        self._spent: list[dict[str, float]] = []
+
+    def __call__(self) -> float:
+        before = cpu_seconds()
+        rate = self._draw()
+        self._spent.append({part: s - before[part] for part, s in cpu_seconds().items()})
+        return rate
+
+    def line(self) -> str:
+        each = {
+            part: statistics.median(spent[part] for spent in self._spent) / PICTURES
+            for part in PARTS
+        }
+        return "CPU seconds a picture: " + ", ".join(f"{p} {s:.3f}" for p, s in each.items()) + "."
+
+
 def run(base_url: str, model: str, threads: int) -> Report:
     serve_batch.start(model, threads)
     loop = DiffusersLoop(threads)
@@ -94,12 +139,14 @@ def run(base_url: str, model: str, threads: int) -> Report:
 
     try:
         asyncio.run(check(base_url))
-        contestants = {"service": rate(by_service), "@serve.batch": rate(by_serve_batch)}
+        service = CpuMeter(rate(by_service))
+        contestants = {"service": service, "@serve.batch": rate(by_serve_batch)}
         contestants["sequential"] = lambda: loop.pictures_per_s(1, 8)
         for batch in BATCHES:
             contestants[f"batch {batch}"] = lambda batch=batch: loop.pictures_per_s(batch, 16)
         asyncio.run(through_http(base_url, by_service))
         figures = interleave(contestants, ROUNDS)
+        loop_cpu_s = loop.cpu_s(max(BATCHES), 16) / 16
     finally:
         loop.close()
     over = {name: ratio(figures["service"], figures[name]) for name in contestants}
@@ -110,6 +157,9 @@ def run(base_url: str, model: str, threads: int) -> Report:
         "| service over | ratio (90 % interval) |",
         "|---|---|",
         *[f"| {name} | {found} |" for name, found in over.items() if name != "service"],
+        "",
+        f"Through HTTP. {service.line()} The diffusers loop, batches of {BATCHES[-1]}: "
+        f"{loop_cpu_s:.3f}.",
     ]
     loops = [f"batch {batch}" for batch in BATCHES]
     best = max(loops, key=lambda name: statistics.median(figures[name]))
