@@ -33,7 +33,7 @@ from pipelines.engine.engine import Engine, Outcome
 from pipelines.engine.request import EngineEvent, EventKind, ImageRequest, ImageResult
 
 SAMPLER = "DPMSolverMultistepScheduler"
-STEPS = 12
+STEPS = 10
 BATCHES = (1, 4, 8)
 WIDE_STEPS, WIDE_BATCHES = 4, (1, 8)
 """Of the wide model, whose rows take ten times as long."""

@@ -40,7 +40,7 @@ from pipelines.lora.bank import LoraBank, RowLoras
 PICTURES = 8
 """Two UNet rows each: with guidance."""
 MIXES = (1, 2, 4, 8)
-RANKS = (8, 16)
+RANK = 16
 STEPS = 3
 """Forwards between two changes of the batch: eight pictures of 25 steps come and go every third."""
 ROUNDS = 2
@@ -169,23 +169,19 @@ def mixed(unet: Any, names: list[str]) -> Iterator[None]:
 
 
 def mixing(
-    components: Components, folder: Path, ranks: Sequence[int], rounds: int, only: Sequence[str]
+    components: Components, folder: Path, rounds: int, only: Sequence[str]
 ) -> tuple[list[str], dict[str, Ratio]]:
-    """B8 and B8b: a table, and the throughput over the plain UNet of the last rank by name; `only`
-    some contestants where all would take long."""
-    lines = []
-    over: dict[str, Ratio] = {}
-    for rank in ranks:
-        mix = Mixing(components, random_adapters(components, folder, rank, PICTURES))
-        mix.check()
-        contestants = {n: run for n, run in mix.contestants().items() if not only or n in only}
-        figures = interleave(contestants, rounds)
-        plain = figures.pop("plain")
-        row_ms = 1000 / statistics.median(plain) / (2 * PICTURES)
-        over = {name: ratio(values, plain) for name, values in figures.items()}
-        model = f"{components.name}, {row_ms:.0f} ms a row"
-        lines += [f"| {model} | {rank} | {name} | {found} |" for name, found in over.items()]
-    return lines, over
+    """B8 and B8b: lines of the table, and the throughput over the plain UNet by name; `only` some
+    contestants where all would take long."""
+    mix = Mixing(components, random_adapters(components, folder, RANK, PICTURES))
+    mix.check()
+    contestants = {n: run for n, run in mix.contestants().items() if not only or n in only}
+    figures = interleave(contestants, rounds)
+    plain = figures.pop("plain")
+    row_ms = 1000 / statistics.median(plain) / (2 * PICTURES)
+    over = {name: ratio(values, plain) for name, values in figures.items()}
+    model = f"{components.name}, {row_ms:.0f} ms a row"
+    return [f"| {model} | {name} | {found} |" for name, found in over.items()], over
 
 
 def mixing_goals(name: str, over: Mapping[str, Ratio]) -> list[Goal]:
@@ -200,7 +196,7 @@ def mixing_goals(name: str, over: Mapping[str, Ratio]) -> list[Goal]:
 
 def switching(components: Components, folder: Path) -> tuple[list[str], list[Goal]]:
     """B7: from the wish to the batch being ready for its next step, seconds."""
-    paths = random_adapters(components, folder, RANKS[0], PICTURES)
+    paths = random_adapters(components, folder, RANK, PICTURES)
     components = dataclasses.replace(components, unet=copy.deepcopy(components.unet))
     unet = copy.deepcopy(components.unet)
     pipe = plain_pipeline(dataclasses.replace(components, unet=unet), SAMPLER)
@@ -269,20 +265,20 @@ def run(model: str, threads: int) -> Report:
     slow = wide(shipped)
     head = (
         f"{machine()}, {threads} torch threads, {PICTURES} pictures with guidance in one batch, "
-        f"adapters on all attention layers; the batch changes every {STEPS} steps; "
+        f"adapters of rank {RANK} on all attention layers; the batch changes every {STEPS} steps; "
         f"{2 * ROUNDS} runs each, of the wide model 2, interleaved."
     )
-    table = ["| model | rank | adapters | throughput over the plain UNet |", "|---|---|---|---|"]
+    table = ["| model | adapters | throughput over the plain UNet |", "|---|---|---|"]
     with tempfile.TemporaryDirectory() as folder:
-        lines, over = mixing(shipped, Path(folder), RANKS, ROUNDS, ())
-        wide_lines, wide_over = mixing(slow, Path(folder), RANKS[-1:], 1, WIDE)
+        lines, over = mixing(shipped, Path(folder), ROUNDS, ())
+        wide_lines, wide_over = mixing(slow, Path(folder), 1, WIDE)
         switch, goals = switching(shipped, Path(folder))
     curves: dict[str, tuple[Sequence[float], Sequence[float]]] = {
         "shipped model": (MIXES, [over[f"k = {k}"].median for k in MIXES]),
         slow.name: ((1, 8), [wide_over[f"k = {k}"].median for k in (1, 8)]),
         "shipped model, peft adapter_names": ((8,), [over["peft, k = 8"].median]),
     }
-    title = f"Throughput over the plain UNet, rank {RANKS[-1]}"
+    title = f"Throughput over the plain UNet, rank {RANK}"
     axes = ("different adapters in a batch of 8", "ratio")
     plot = lines_plot("lora_mixing", title, axes, curves, goal=0.85)
     goals = mixing_goals("shipped model", over) + mixing_goals(slow.name, wide_over) + goals

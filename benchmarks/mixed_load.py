@@ -49,8 +49,8 @@ from pipelines.engine.engine import Engine, Outcome
 from pipelines.engine.request import ImageRequest, ImageResult, LoraUse
 
 RHO = 0.8
-REQUESTS = 200
-REAL_REQUESTS = 16
+REQUESTS = 150
+REAL_REQUESTS = 14
 SEEDS = (1, 2)
 WAITS_S = (0.0, 0.05)
 """Of request-level batching; the better counts."""

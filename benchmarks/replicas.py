@@ -44,7 +44,7 @@ TASKS = 24
 """Submitted a replica."""
 SLOWER = 2.0
 """Times the published seconds, so that this machine's cores do for 32 replicas."""
-WARM_UP_S, WINDOW_S = 4.0, 6.0
+WARM_UP_S, WINDOW_S = 3.0, 5.0
 STEPS = (8, 24)
 """Of a simulated picture: so many to so many."""
 QUEUE = "simulated"

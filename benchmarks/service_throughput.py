@@ -22,7 +22,7 @@ from benchmarks import serve_batch
 from benchmarks.baseline import GUIDANCE, PROMPT, STEPS, DiffusersLoop
 from benchmarks.measure import Report, at_least, interleave, machine, ratio
 
-PICTURES = 32
+PICTURES = 24
 CLIENTS = 16
 BATCHES = (4, 8)
 ROUNDS = 2
@@ -141,12 +141,12 @@ def run(base_url: str, model: str, threads: int) -> Report:
         asyncio.run(check(base_url))
         service = CpuMeter(rate(by_service))
         contestants = {"service": service, "@serve.batch": rate(by_serve_batch)}
-        contestants["sequential"] = lambda: loop.pictures_per_s(1, 8)
+        contestants["sequential"] = lambda: loop.pictures_per_s(1, 4)
         for batch in BATCHES:
-            contestants[f"batch {batch}"] = lambda batch=batch: loop.pictures_per_s(batch, 16)
+            contestants[f"batch {batch}"] = lambda batch=batch: loop.pictures_per_s(batch, 8)
         asyncio.run(through_http(base_url, by_service))
         figures = interleave(contestants, ROUNDS)
-        loop_cpu_s = loop.cpu_s(max(BATCHES), 16) / 16
+        loop_cpu_s = loop.cpu_s(max(BATCHES), 8) / 8
     finally:
         loop.close()
     over = {name: ratio(figures["service"], figures[name]) for name in contestants}
