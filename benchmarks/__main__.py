@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import (
+    acceleration,
     cancel,
     engine_batching,
     lora_mixing,
@@ -73,6 +74,11 @@ BENCHMARKS = (
     Benchmark(("B13",), "scale-out", lambda: replicas.run(MODEL)),
     Benchmark(("B15",), "cancel", lambda: cancel.run(MODEL, THREADS)),
     Benchmark(("depth",), "queue depth", queue_depth.run),
+    Benchmark(
+        ("acceleration",),
+        "what makes requests cheaper",
+        lambda: Report(acceleration.run(MODEL, THREADS)),
+    ),
     Benchmark(("B1", "B5"), "through HTTP", through_http),
 )
 """In the order of running and of RESULTS.md."""

@@ -22,6 +22,7 @@ from benchmarks.measure import Report, at_least, interleave, machine, ratio, sec
 from benchmarks.model import plain_pipeline, quiet, random_adapters
 from benchmarks.plot import lines_plot
 from benchmarks.simulated import Arrival, VirtualClock, run_engine
+from pipelines import loader
 from pipelines.components import Components, load_components
 from pipelines.engine.engine import Engine, Outcome
 from pipelines.engine.request import ImageRequest, ImageResult, LoraUse, Picture
@@ -59,7 +60,7 @@ class Slots:
         self._engine = Engine(
             self._components,
             max_rows=2 * AT_ONCE,
-            lora_slots=slots,
+            slots=loader.Slots(loras=slots),
             report=self._outcomes.append,
         )
         self.draw(loras, 0)

@@ -77,6 +77,7 @@ class SimulatedUNet(nn.Module):
             sample_size=512 // SCALE // 8,
             in_channels=4,
             cross_attention_dim=like.config.cross_attention_dim,
+            time_cond_proj_dim=None,
         )
         self.mid_block = nn.ModuleDict({"to_q": nn.Linear(4, 4)})
 
@@ -152,7 +153,7 @@ def run_engine(
         if engine.idle:
             clock.now = coming[-1].at
             continue
-        while engine.loras.reading:  # from memory: no time passes
+        while engine.loader.reading:  # from memory: no time passes
             time.sleep(0)
         told, started = len(outcomes), elapsed()
         engine.step()
