@@ -45,14 +45,15 @@ def requests(components: Components, loras: Sequence[Path], run: int) -> list[Im
     rng = random.Random(run)
     weights = [1 / rank for rank in range(1, len(loras) + 1)]
     chosen = rng.choices(loras, weights, k=PICTURES)
-    return [
-        dataclasses.replace(request(number, components, STEPS), loras=(LoraUse(lora),))
-        for number, lora in enumerate(chosen)
-    ]
+    return [wearing(components, number, lora, STEPS) for number, lora in enumerate(chosen)]
+
+
+def wearing(components: Components, number: int, lora: Path, steps: int) -> ImageRequest:
+    return dataclasses.replace(request(number, components, steps), loras=(LoraUse(lora),))
 
 
 class Slots:
-    """An engine with so many slots, its adapters read."""
+    """An engine with so many slots, every adapter read into memory."""
 
     def __init__(self, components: Components, slots: int, loras: Sequence[Path]) -> None:
         self._components = dataclasses.replace(components, unet=copy.deepcopy(components.unet))
@@ -63,11 +64,14 @@ class Slots:
             slots=loader.Slots(loras=slots),
             report=self._outcomes.append,
         )
-        self.draw(loras, 0)
+        self._run([wearing(self._components, n, lora, 1) for n, lora in enumerate(loras)])
 
     def draw(self, loras: Sequence[Path], run: int) -> dict[str, Picture]:
+        return self._run(requests(self._components, loras, run))
+
+    def _run(self, wanted: Sequence[ImageRequest]) -> dict[str, Picture]:
         self._outcomes.clear()
-        arrivals = [Arrival(0.0, one) for one in requests(self._components, loras, run)]
+        arrivals = [Arrival(0.0, one) for one in wanted]
         run_engine(self._engine, self._outcomes, VirtualClock(), arrivals)
         return {o.request_id: o.picture for o in self._outcomes if isinstance(o, ImageResult)}
 
