@@ -1,38 +1,108 @@
-"""Runs every benchmark against a fresh application and prints the tables for RESULTS.md."""
+"""Runs the benchmarks, all or those named (`B3 B9`), and writes what they found into RESULTS.md."""
 
 from __future__ import annotations
 
 import os
 import sys
 import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import engine_batching, lora_mixing, request_overhead, service_throughput
+from benchmarks import (
+    acceleration,
+    cancel,
+    engine_batching,
+    lora_mixing,
+    lora_working_set,
+    mixed_load,
+    prompt_cache,
+    queue_depth,
+    replicas,
+    request_overhead,
+    service_throughput,
+)
+from benchmarks.measure import Report
+from benchmarks.model import quiet
+from benchmarks.results import keep
 from configs.settings import EMBEDDED_MODEL, HttpSettings, Settings
 from deployments import app
 from deployments.cli.demo import free_port
 
+MODEL = str(EMBEDDED_MODEL)
+THREADS = os.cpu_count() or 1
 
-def main() -> int:
-    port = free_port()
-    threads = os.cpu_count() or 1
-    print("## B2, B4, B6 the engine alone\n", flush=True)
-    print(engine_batching.run(str(EMBEDDED_MODEL), threads), flush=True)
-    print("\n## B7, B8 LoRA\n", flush=True)
-    print(lora_mixing.run(str(EMBEDDED_MODEL), threads), flush=True)
+
+@dataclass(frozen=True)
+class Benchmark:
+    names: tuple[str, ...]
+    """Any of them asks for it."""
+    about: str
+    run: Callable[[], Report]
+
+    @property
+    def title(self) -> str:
+        return f"{', '.join(self.names)}: {self.about}"
+
+
+def through_http() -> Report:
+    """Both against one fresh application."""
     with tempfile.TemporaryDirectory() as data_dir:
-        settings = Settings(data_dir=Path(data_dir), http=HttpSettings(port=port))
-        app.start(settings)
+        http = HttpSettings(port=free_port())
+        app.start(Settings(data_dir=Path(data_dir), http=http))
         try:
-            base_url = f"http://127.0.0.1:{port}"
-            print("\n## B1 service throughput\n", flush=True)
-            print(service_throughput.run(base_url, threads), flush=True)
-            print("\n## B5 request overhead\n", flush=True)
-            print(request_overhead.run(base_url), flush=True)
+            url = f"http://127.0.0.1:{http.port}"
+            pictures = service_throughput.run(url, MODEL, THREADS)
+            requests = request_overhead.run(url)
         finally:
             app.stop()
+    text = f"{pictures.text}\n\n{requests.text}"
+    return Report(text, [*pictures.goals, *requests.goals])
+
+
+BENCHMARKS = (
+    Benchmark(
+        ("B2", "B4", "B6"),
+        "the engine alone",
+        lambda: engine_batching.run(MODEL, THREADS),
+    ),
+    Benchmark(("B3",), "mixed load", lambda: mixed_load.run(MODEL, THREADS)),
+    Benchmark(("B7", "B8", "B8b"), "LoRA", lambda: lora_mixing.run(MODEL, THREADS)),
+    Benchmark(("B9",), "more adapters than slots", lambda: lora_working_set.run(MODEL, THREADS)),
+    Benchmark(("B10",), "caches", lambda: prompt_cache.run(MODEL, THREADS)),
+    Benchmark(("B13",), "scale-out", lambda: replicas.run(MODEL)),
+    Benchmark(("B15",), "cancel", lambda: cancel.run(MODEL, THREADS)),
+    Benchmark(("depth",), "queue depth", queue_depth.run),
+    Benchmark(
+        ("acceleration",),
+        "what makes requests cheaper",
+        lambda: Report(acceleration.run(MODEL, THREADS)),
+    ),
+    Benchmark(("B1", "B5"), "through HTTP", through_http),
+)
+"""In the order of running and of RESULTS.md."""
+
+
+def main(wanted: Sequence[str]) -> int:
+    known = {name for benchmark in BENCHMARKS for name in benchmark.names}
+    if unknown := set(wanted) - known:
+        print(f"no such benchmark: {', '.join(unknown)}; there are {', '.join(sorted(known))}")
+        return 2
+    quiet()
+    titles = [benchmark.title for benchmark in BENCHMARKS]
+    for benchmark in BENCHMARKS:
+        if wanted and not set(wanted) & set(benchmark.names):
+            continue
+        started = time.monotonic()
+        report = benchmark.run()
+        print(f"\n### {benchmark.title}: {time.monotonic() - started:.0f} s\n\n{report.text}\n")
+        for goal in report.goals:
+            word = "met" if goal.met else "NOT MET"
+            print(f"{goal.ratio}: {goal.measured}, goal {goal.goal}, {word}", flush=True)
+        keep(benchmark.title, report, titles)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -7,6 +7,8 @@ import time
 from multiprocessing.connection import Connection
 from typing import Any
 
+import psutil
+
 from configs.settings import EMBEDDED_MODEL
 
 PROMPT = "portrait of a person with dark skin, long blonde hair, wearing a red hoodie"
@@ -27,6 +29,14 @@ class DiffusersLoop:
     def pictures_per_s(self, batch: int, pictures: int) -> float:
         self._pipe.send((batch, pictures))
         return float(self._pipe.recv())
+
+    def cpu_s(self, batch: int, pictures: int) -> float:
+        """CPU seconds of so many pictures."""
+        process = psutil.Process(self._process.pid)
+        before = process.cpu_times()
+        self.pictures_per_s(batch, pictures)
+        after = process.cpu_times()
+        return float(after.user + after.system - before.user - before.system)
 
     def close(self) -> None:
         self._pipe.send(None)

@@ -2,31 +2,37 @@
 over the plain UNet (B8b), and how long it takes to put an adapter on (B7).
 
 Baselines: peft's `adapter_names`, the batch split by adapter, and diffusers' load_lora_weights with
-set_adapters. `python -m benchmarks.lora_mixing [MODEL]` runs it alone.
+set_adapters. `python -m benchmarks B8` runs it alone.
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-import os
 import statistics
-import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 from peft.tuners.lora import LoraLayer
-from safetensors.torch import save_file
 
-from benchmarks.engine_batching import plain_pipeline
-from benchmarks.measure import interleave, machine, ratio
-from configs.settings import EMBEDDED_MODEL
+from benchmarks.engine_batching import SAMPLER
+from benchmarks.measure import (
+    Goal,
+    Ratio,
+    Report,
+    at_least,
+    at_most,
+    interleave,
+    machine,
+    ratio,
+    seconds,
+)
+from benchmarks.model import plain_pipeline, quiet, random_adapters, wide
+from benchmarks.plot import lines_plot
 from pipelines.components import Components, load_components
 from pipelines.lora.adapter import AdapterCache
 from pipelines.lora.bank import LoraBank, RowLoras
@@ -34,44 +40,12 @@ from pipelines.lora.bank import LoraBank, RowLoras
 PICTURES = 8
 """Two UNet rows each: with guidance."""
 MIXES = (1, 2, 4, 8)
-RANKS = (8, 16)
+RANK = 16
 STEPS = 3
 """Forwards between two changes of the batch: eight pictures of 25 steps come and go every third."""
 ROUNDS = 2
-TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
-
-
-def wide(components: Components) -> Components:
-    """With a random UNet whose rows take as long as those of a real one at a small size."""
-    torch.manual_seed(0)
-    unet = diffusers.UNet2DConditionModel(
-        sample_size=16,
-        block_out_channels=(128, 256, 384),
-        layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-        attention_head_dim=8,
-        cross_attention_dim=components.unet.config.cross_attention_dim,
-    )
-    unet = unet.to(components.device, components.dtype).eval().requires_grad_(False)
-    return dataclasses.replace(components, name="random wide UNet", unet=unet)
-
-
-def adapters(components: Components, folder: Path, rank: int) -> list[Path]:
-    """Random files for the attention layers, in the layout of diffusers."""
-    paths = []
-    for number in range(PICTURES):
-        generator = torch.Generator().manual_seed(number)
-        tensors = {}
-        for name, layer in components.unet.named_modules():
-            if name.endswith(tuple(f".{target}" for target in TARGETS)):
-                down = torch.randn(rank, layer.in_features, generator=generator)
-                up = torch.randn(layer.out_features, rank, generator=generator)
-                tensors |= {f"unet.{name}.lora_A.weight": down * 0.02}
-                tensors |= {f"unet.{name}.lora_B.weight": up * 0.02}
-        paths.append(folder / f"{components.name}-{rank}-{number}.safetensors")
-        save_file(tensors, paths[-1])
-    return paths
+WIDE = ("plain", "nothing loaded", "k = 1", "k = 8", "peft, k = 8")
+"""What is run of the wide model."""
 
 
 class Mixing:
@@ -170,12 +144,6 @@ def forward(unet: Any, *inputs: torch.Tensor) -> torch.Tensor:
     return output
 
 
-def seconds(run: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    run()
-    return time.perf_counter() - started
-
-
 def with_peft(unet: Any, paths: list[Path]) -> Any:
     unet = copy.deepcopy(unet)
     for number, path in enumerate(paths):
@@ -200,29 +168,38 @@ def mixed(unet: Any, names: list[str]) -> Iterator[None]:
             hook.remove()
 
 
-def mixing(components: Components, folder: Path, ranks: tuple[int, ...]) -> list[str]:
-    """B8 and B8b."""
-    lines = []
-    for rank in ranks:
-        mix = Mixing(components, adapters(components, folder, rank))
-        mix.check()
-        contestants = mix.contestants()
-        figures = interleave(contestants, ROUNDS)
-        row_ms = 1000 / statistics.median(figures["plain"]) / (2 * PICTURES)
-        for name in contestants:
-            if name != "plain":
-                over = ratio(figures[name], figures["plain"])
-                lines.append(
-                    f"| {components.name}, {row_ms:.0f} ms a row | {rank} | {name} | {over} |"
-                )
-    return lines
+def mixing(
+    components: Components, folder: Path, rounds: int, only: Sequence[str]
+) -> tuple[list[str], dict[str, Ratio]]:
+    """B8 and B8b: lines of the table, and the throughput over the plain UNet by name; `only` some
+    contestants where all would take long."""
+    mix = Mixing(components, random_adapters(components, folder, RANK, PICTURES))
+    mix.check()
+    contestants = {n: run for n, run in mix.contestants().items() if not only or n in only}
+    figures = interleave(contestants, rounds)
+    plain = figures.pop("plain")
+    row_ms = 1000 / statistics.median(plain) / (2 * PICTURES)
+    over = {name: ratio(values, plain) for name, values in figures.items()}
+    model = f"{components.name}, {row_ms:.0f} ms a row"
+    return [f"| {model} | {name} | {found} |" for name, found in over.items()], over
 
 
-def switching(components: Components, folder: Path) -> list[str]:
+def mixing_goals(name: str, over: Mapping[str, Ratio]) -> list[Goal]:
+    worn = [found.median for key, found in over.items() if key.startswith("k = ")]
+    spread = f"{min(worn):.2f} .. {max(worn):.2f}"
+    return [
+        at_least(f"B8 {name}, 8 adapters in a batch of 8 over none", 0.85, over["k = 8"]),
+        Goal(f"B8 {name}, flat in k", "0.85 at every k", spread, min(worn) >= 0.85),
+        at_least(f"B8b {name}, none loaded over the plain UNet", 0.98, over["nothing loaded"]),
+    ]
+
+
+def switching(components: Components, folder: Path) -> tuple[list[str], list[Goal]]:
     """B7: from the wish to the batch being ready for its next step, seconds."""
-    paths = adapters(components, folder, RANKS[0])
+    paths = random_adapters(components, folder, RANK, PICTURES)
     components = dataclasses.replace(components, unet=copy.deepcopy(components.unet))
-    pipe = plain_pipeline(dataclasses.replace(components, unet=copy.deepcopy(components.unet)))
+    unet = copy.deepcopy(components.unet)
+    pipe = plain_pipeline(dataclasses.replace(components, unet=unet), SAMPLER)
     bank, cache = LoraBank(components, slots=1), AdapterCache(components)
     ready = [cache.read(path) for path in paths]
     wishes = iter(range(10**6))
@@ -270,26 +247,40 @@ def switching(components: Components, folder: Path) -> list[str]:
             f"| {name} | {1000 * taken:.1f} | {ratio(baseline, figures[name])} "
             f"| {taken / statistics.median(step):.3f} |"
         )
-    return lines
+    goals = [
+        at_most("B7 a resident adapter put on, steps", 1, ratio(figures["resident"], step)),
+        at_least(
+            "B7 load_lora_weights over an adapter in memory",
+            10,
+            ratio(baseline, figures["from memory"]),
+        ),
+    ]
+    return lines, goals
 
 
-def run(source: str, threads: int) -> str:
-    """The tables, as Markdown."""
+def run(model: str, threads: int) -> Report:
     torch.set_num_threads(threads)
-    diffusers.utils.logging.set_verbosity_error()
-    components = load_components(source, device="cpu", dtype="float32")
+    quiet()
+    shipped = load_components(model, device="cpu", dtype="float32")
+    slow = wide(shipped)
     head = (
         f"{machine()}, {threads} torch threads, {PICTURES} pictures with guidance in one batch, "
-        f"adapters on all attention layers; the batch changes every {STEPS} steps; "
-        f"{2 * ROUNDS} runs each, interleaved."
+        f"adapters of rank {RANK} on all attention layers; the batch changes every {STEPS} steps; "
+        f"{2 * ROUNDS} runs each, of the wide model 2, interleaved."
     )
-    table = ["| model | rank | adapters | throughput over the plain UNet |", "|---|---|---|---|"]
+    table = ["| model | adapters | throughput over the plain UNet |", "|---|---|---|"]
     with tempfile.TemporaryDirectory() as folder:
-        table += mixing(components, Path(folder), RANKS)
-        table += mixing(wide(components), Path(folder), RANKS[-1:])
-        switch = switching(components, Path(folder))
-    return "\n\n".join(["\n".join(part) for part in ([head], table, switch)])
-
-
-if __name__ == "__main__":
-    print(run(sys.argv[1] if len(sys.argv) > 1 else str(EMBEDDED_MODEL), os.cpu_count() or 1))
+        lines, over = mixing(shipped, Path(folder), ROUNDS, ())
+        wide_lines, wide_over = mixing(slow, Path(folder), 1, WIDE)
+        switch, goals = switching(shipped, Path(folder))
+    curves: dict[str, tuple[Sequence[float], Sequence[float]]] = {
+        "shipped model": (MIXES, [over[f"k = {k}"].median for k in MIXES]),
+        slow.name: ((1, 8), [wide_over[f"k = {k}"].median for k in (1, 8)]),
+        "shipped model, peft adapter_names": ((8,), [over["peft, k = 8"].median]),
+    }
+    title = f"Throughput over the plain UNet, rank {RANK}"
+    axes = ("different adapters in a batch of 8", "ratio")
+    plot = lines_plot("lora_mixing", title, axes, curves, goal=0.85)
+    goals = mixing_goals("shipped model", over) + mixing_goals(slow.name, wide_over) + goals
+    parts = ([head], table + lines + wide_lines, [plot], switch)
+    return Report("\n\n".join("\n".join(part) for part in parts), goals)

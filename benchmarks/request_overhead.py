@@ -10,7 +10,7 @@ import httpx
 from fastapi import FastAPI
 from ray import serve
 
-from benchmarks.measure import interleave, machine, ratio
+from benchmarks.measure import Report, at_most, interleave, machine, ratio
 
 REQUESTS = 60
 ROUNDS = 3
@@ -46,8 +46,7 @@ def median_s(call: Callable[[], httpx.Response]) -> float:
     return statistics.median(taken)
 
 
-def run(base_url: str) -> str:
-    """The table, as Markdown."""
+def run(base_url: str) -> Report:
     start_echo()
     with httpx.Client(base_url=base_url, timeout=30) as client:
         task_id = client.post("/api/v1/generate", json=BODY).raise_for_status().json()["task_id"]
@@ -66,7 +65,7 @@ def run(base_url: str) -> str:
                 client.delete(f"/api/v1/tasks/{task['task_id']}")
     submit = ratio(figures["submit"], figures["POST echo"])
     poll = ratio(figures["poll"], figures["GET echo"])
-    return "\n".join(
+    text = "\n".join(
         [
             f"{machine()}, one client, {REQUESTS} requests a run, {2 * ROUNDS} runs each.",
             "",
@@ -76,3 +75,4 @@ def run(base_url: str) -> str:
             f"| poll (`GET /api/v1/tasks/ID`) | {poll} |",
         ]
     )
+    return Report(text, [at_most("B5 submit over a bare Serve echo", 1.3, submit)])
