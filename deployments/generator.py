@@ -56,6 +56,7 @@ PREFETCH = 2
 would only take them out of the queue, where they can still be reordered."""
 
 PREVIEW_EVERY_S = 1.0
+PROGRESS_EVERY_S = 0.25
 DRAIN_S = 8.0
 
 
@@ -210,10 +211,13 @@ class Generator:
     ) -> list[ImageResult]:
         """All pictures of one request; canceling this coroutine frees their rows."""
         loop = asyncio.get_running_loop()
-        tracker = StepTracker(image_job.num_images)
+        tracker = StepTracker(image_job.num_images, shown=f"{request_id}.0")
 
         def on_event(index: int, event: EngineEvent) -> None:
-            loop.call_soon_threadsafe(self._on_event, job, tracker, index, event)
+            # on the engine's thread: a hop for every row and step would cost it a percent
+            tracker.record(index, event)
+            if job is not None and (self._matters(event) or tracker.due()):
+                loop.call_soon_threadsafe(self._on_event, job, tracker, index, event)
 
         requests = image_job.requests(
             request_id,
@@ -254,22 +258,20 @@ class Generator:
             log.error("the device of %s does not compute any more", self._model)
             self._device_lost = True
 
-    def _on_event(
-        self, job: Job | None, tracker: StepTracker, index: int, event: EngineEvent
-    ) -> None:
-        if job is None:
-            return
+    def _matters(self, event: EngineEvent) -> bool:
+        return event.kind is EventKind.PREVIEW or self._states.due(event)
+
+    def _on_event(self, job: Job, tracker: StepTracker, index: int, event: EngineEvent) -> None:
         if event.kind is EventKind.PREVIEW and event.preview is not None:
             self._spawn(self._send_preview(job, event.preview))
             return
         if self._states.due(event) and not tracker.over:
             self._spawn(self._states.save(job.task.id, index, event.request_id))
-        tracker.record(index, event)
         job.progress = tracker.progress
         now = time.monotonic()
-        if job.watched and index == 0 and now - tracker.preview_at > PREVIEW_EVERY_S:
+        if job.watched and now - tracker.preview_at > PREVIEW_EVERY_S:
             tracker.preview_at = now
-            self._engine.want_preview(event.request_id)
+            self._engine.want_preview(tracker.shown)
 
     async def _send_preview(self, job: Job, preview: Picture) -> None:
         jpeg, _ = await asyncio.to_thread(encode_image, preview, "jpeg", None)
@@ -333,9 +335,12 @@ class GeneratorReplica(Generator):
 class StepTracker:
     """Steps done over all pictures of one task; never goes back."""
 
-    def __init__(self, num_images: int) -> None:
+    def __init__(self, num_images: int, *, shown: str = "") -> None:
+        """`shown`: the request that previews are of."""
+        self.shown = shown
         self._done = [0] * num_images
         self._steps = 0
+        self._told_at = -math.inf
         self.preview_at = -math.inf
         """When a preview was last asked for, monotonic seconds."""
         self.over = False
@@ -344,6 +349,14 @@ class StepTracker:
     def record(self, index: int, event: EngineEvent) -> None:
         self._done[index] = max(self._done[index], event.step)
         self._steps = max(self._steps, event.steps)
+
+    def due(self) -> bool:
+        """True every PROGRESS_EVERY_S: heartbeats are rarer still."""
+        now = time.monotonic()
+        if now - self._told_at < PROGRESS_EVERY_S:
+            return False
+        self._told_at = now
+        return True
 
     @property
     def progress(self) -> Progress:

@@ -163,7 +163,8 @@ class Services:
                     task.id, after=after, block_s=min(left_s, _WAIT_STEP_S), watch=False
                 )
                 after = events[-1].id if events else after
-                task = await self.task(task.id, owner)
+                if not events or any(event.type == "status" for event in events):
+                    task = await self.task(task.id, owner)
             return task
         finally:
             self.streams -= 1
