@@ -335,7 +335,7 @@ class GeneratorReplica(Generator):
 class StepTracker:
     """Steps done over all pictures of one task; never goes back."""
 
-    def __init__(self, num_images: int, *, shown: str = "") -> None:
+    def __init__(self, num_images: int, *, shown: str) -> None:
         """`shown`: the request that previews are of."""
         self.shown = shown
         self._done = [0] * num_images

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -224,23 +225,26 @@ async def test_another_replica_goes_on_with_what_a_stopped_one_had_begun(
     monkeypatch: pytest.MonkeyPatch,
     every: int,
 ) -> None:
-    first = start(save_state_steps=every)
-    task = await order(num_images=2, **LONG)
-    async with asyncio.timeout(60):
-        while (await store.get(task.id)).progress.step < 50:
-            await asyncio.sleep(0.02)
-    await first.drain()
-    assert (await store.get(task.id)).status is Status.QUEUED
-    assert await objects.exists(state_of(task, 0)), "saved as it stopped"
-    forwards = 0
+    forwards, pause_s = 0, 0.05  # so that it is stopped in its midst
     denoise = Diffusion.denoise
 
     def counted(self: Diffusion, states: Any) -> Any:
         nonlocal forwards
         forwards += 1
+        if forwards > 25:
+            time.sleep(pause_s)
         return denoise(self, states)
 
     monkeypatch.setattr(Diffusion, "denoise", counted)
+    first = start(save_state_steps=every)
+    task = await order(num_images=2, **LONG)
+    async with asyncio.timeout(60):
+        while forwards <= 25:
+            await asyncio.sleep(0.01)
+    await first.drain()
+    assert (await store.get(task.id)).status is Status.QUEUED
+    assert await objects.exists(state_of(task, 0)), "saved as it stopped"
+    forwards, pause_s = 0, 0.0
     second = start(save_state_steps=every)
     done = await reached(store, task, Status.SUCCEEDED, Status.FAILED)
     assert done.status is Status.SUCCEEDED
