@@ -16,10 +16,10 @@ STAGES = ("data", "vae", "latents", "decoder", "text", "unet64", "unet128", "exp
 SAMPLES = {
     "data": 28_000,
     "vae": 66_000,
-    "decoder": 40_000,
+    "decoder": 36_000,
     "text": 75_000,
     "unet64": 150_000,
-    "unet128": 200_000,
+    "unet128": 230_000,
     "probe": 80_000,
 }
 BATCH = {"vae": 16, "decoder": 16, "text": 16, "unet64": 128, "unet128": 96, "probe": 64}
@@ -52,11 +52,12 @@ def run(stage: str, args: argparse.Namespace) -> None:
         vae.finish(args.work, device)
         for resolution in unet.RESOLUTIONS.values():
             for size in (resolution.size, *resolution.others):
-                unet.latents_of(args.work, size, args.seed, device)
+                unet.encoded(args.work, size, args.seed, device)
     elif stage == "decoder":
-        size = unet.RESOLUTIONS["unet128"].size
-        latents = unet.latents_of(args.work, size, args.seed, device)
-        vae.train_decoder(args.work, latents, samples, batch, args.seed, device)
+        drawn = unet.RESOLUTIONS["unet128"]
+        sizes = (drawn.size, drawn.size, drawn.others[0])  # the usual one twice as often
+        encoded = [unet.encoded(args.work, size, args.seed, device) for size in sizes]
+        vae.train_decoder(args.work, encoded, samples, batch, args.seed, device)
     elif stage == "text":
         text.train(args.work, samples, batch, args.seed, device)
     elif stage == "export":

@@ -28,7 +28,7 @@ from training.embedded_model.text import (
     load_tokenizer,
     tokenize,
 )
-from training.embedded_model.vae import cached_latents, shrink
+from training.embedded_model.vae import Encoded, cached_latents, shrink
 
 EMPTY_SHARE = 0.1  # empty prompts, for classifier-free guidance
 NOISE_OFFSET = 0.05  # see `noise_like`
@@ -73,7 +73,7 @@ class Resolution:
     ema_decay: float
 
 
-OTHERS_SHARE = 0.1
+OTHERS_SHARE = 0.25
 RESOLUTIONS = {
     "unet64": Resolution("unet64", Size(64, 64, 20_000), (), SHORT_TOKENS, "", 1e-3, 0.998),
     "unet128": Resolution(
@@ -88,8 +88,8 @@ RESOLUTIONS = {
 }
 
 
-def latents_of(folder: Path, size: Size, seed: int, device: torch.device) -> torch.Tensor:
-    """Latents of the first `size.pictures` avatars at this size, float16 on the CPU."""
+def encoded(folder: Path, size: Size, seed: int, device: torch.device) -> Encoded:
+    """The first `size.pictures` avatars at this size; their latents are float16 on the CPU."""
     avatars = attribute_list(size.pictures, seed)
     rendered = open_pictures(folder)
 
@@ -100,7 +100,7 @@ def latents_of(folder: Path, size: Size, seed: int, device: torch.device) -> tor
             return cast(np.ndarray, shrink(rendered[i : i + 1])[0])
         return render_canvas(avatars[i], size.width, size.height)
 
-    return cached_latents(folder, size.name, size.pictures, picture, device)
+    return Encoded(cached_latents(folder, size.name, size.pictures, picture, device), picture)
 
 
 def build() -> UNet2DConditionModel:
@@ -187,8 +187,8 @@ class Batches:
         self, folder: Path, name: str, seed: int, batch: int, device: torch.device
     ) -> None:
         resolution = RESOLUTIONS[name]
-        self.latents = latents_of(folder, resolution.size, seed, device)
-        self.others = [latents_of(folder, size, seed, device) for size in resolution.others]
+        self.latents = encoded(folder, resolution.size, seed, device).latents
+        self.others = [encoded(folder, size, seed, device).latents for size in resolution.others]
         self.attributes: list[Attributes] = attribute_list(len(self.latents), seed)
         self.shares = expression_shares(self.attributes)
         self.tokenizer = load_tokenizer(folder, seed)
@@ -204,7 +204,7 @@ class Batches:
         rng = seeded(self.seed, position)
         latents = self.latents
         if self.others and rng.random() < OTHERS_SHARE:
-            latents = rng.choice(self.others)
+            latents = rng.choices(self.others, [one[0].numel() for one in self.others])[0]
         count = max(1, self.batch * self.latents[0].numel() // latents[0].numel())
         rows = [rng.randrange(len(latents)) for _ in range(count)]
         texts = [

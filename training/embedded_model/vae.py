@@ -1,6 +1,7 @@
 """Stages `vae` and `latents`: a small AutoencoderKL (factor 8, 4 channels), cached latents."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -19,6 +20,7 @@ FACE_SHARE = 0.5  # of the others
 _FACE_CORNERS = ((16, 20), (44, 45))  # (y, x): lowest and, excluded, highest corner of a crop
 _ANY_CORNERS = ((0, 0), (65, 65))
 FACE_BATCHES = 0.8  # of the `decoder` stage
+FACE_CENTRE = np.array([0.53, 0.5])  # row and column, of the avatar's square
 LATENTS_OFF = 0.1  # largest deviation of its scaled latents from the encoder's
 KL_WEIGHT = 2e-4  # on the KL per latent value, relative to reconstruction per pixel
 SD_SCALING = 0.18215  # Stable Diffusion's own, kept so that nothing special is needed to load this
@@ -223,29 +225,46 @@ def load_final(folder: Path, device: torch.device) -> AutoencoderKL:
     return vae.to(device).eval()
 
 
+@dataclass(frozen=True)
+class Encoded:
+    """Whole pictures of one size, encoded as the UNet draws them."""
+
+    latents: torch.Tensor
+    """Scaled, n x 4 x height x width."""
+    picture: Callable[[int], np.ndarray]
+    """uint8, 8 height x 8 width x 3, of each."""
+
+
 def face_windows(
-    latents: torch.Tensor, pictures: np.ndarray, batch: int, rng: np.random.Generator
+    encoded: Encoded, batch: int, rng: np.random.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(unscaled latents (batch, 4, 8, 8), pictures (batch, 3, 64, 64)) of the avatars' faces.
 
-    The latents are those of whole pictures, as the UNet draws them, slightly off, as it does too.
+    The latents are slightly off, as the UNet's are, too.
     """
-    top, left = 4 + rng.integers(-1, 2), 4 + rng.integers(-1, 2)  # in latents of 8 px
-    rows = np.sort(rng.integers(0, len(latents), batch))
-    window = latents[rows, :, top : top + 8, left : left + 8].float()
+    side = encoded.latents.shape[-1]  # the avatar fills a square
+    reach = side // 4 - 3
+    top, left = (rng.integers(-reach, reach + 1, 2) + (side * FACE_CENTRE - 4)).astype(int)
+    rows = rng.integers(0, len(encoded.latents), batch)
+    window = encoded.latents[rows, :, top : top + 8, left : left + 8].float()
     off = torch.from_numpy(rng.standard_normal(window.shape, np.float32))
     strength = LATENTS_OFF * torch.from_numpy(rng.random((batch, 1, 1, 1), np.float32))
-    cut = pictures[rows, top * 8 : top * 8 + CROP_PX, left * 8 : left * 8 + CROP_PX]
-    return (window + strength * off) / SD_SCALING, to_tensor(cut)
+    y, x = top * 8, left * 8
+    cut = [encoded.picture(row)[y : y + CROP_PX, x : x + CROP_PX] for row in rows.tolist()]
+    return (window + strength * off) / SD_SCALING, to_tensor(np.stack(cut))
 
 
 def train_decoder(
-    folder: Path, latents: torch.Tensor, horizon: int, batch: int, seed: int, device: torch.device
+    folder: Path,
+    encoded: Sequence[Encoded],
+    horizon: int,
+    batch: int,
+    seed: int,
+    device: torch.device,
 ) -> None:
     """Stage `decoder`: sharpen the decoder alone to `horizon` crops; the latents stay as they are.
 
-    It may run before, beside or after the UNet stages. `latents` (n, 4, 16, 16) are the scaled
-    ones of the first n pictures.
+    It may run before, beside or after the UNet stages.
     """
     modules = nn.ModuleDict({"vae": load_final(folder, device)})
     stage = Stage(folder / "decoder.pt", modules, 6e-4, horizon, batch, seed + 1, device, 0.998)
@@ -258,7 +277,8 @@ def train_decoder(
     while stage.samples < horizon:
         rng = np.random.default_rng([seed, 1, stage.samples])
         if rng.random() < FACE_BATCHES:
-            codes, images = (t.to(device) for t in face_windows(latents, pictures, batch, rng))
+            source = encoded[int(rng.integers(len(encoded)))]
+            codes, images = (t.to(device) for t in face_windows(source, batch, rng))
         else:
             images = crops(pictures, batch, rng).to(device)
             with torch.no_grad():
