@@ -122,15 +122,22 @@ class TrainingView(BaseModel):
     loss: float | None = Field(description="Smoothed.")
     lr: float | None = Field(description="The step's learning rate.")
     samples_per_s: float | None = Field(description="Pictures learned from in a second.")
-    eta_s: float | None = Field(description="Seconds until it is done.")
+    eta_s: float | None = Field(description="Seconds until it is done, while it runs.")
 
     @classmethod
     def of(cls, task: Task) -> TrainingView | None:
         """None for other kinds of tasks."""
         if task.kind is not Kind.LORA:
             return None
-        figures = task.progress.model_dump(exclude={"step", "steps"})
-        return cls(name=str(task.input.get("name", "")), lora_id=task.lora_id, **figures)
+        told, runs = task.progress, task.status is Status.RUNNING
+        return cls(
+            name=str(task.input.get("name", "")),
+            lora_id=task.lora_id,
+            loss=told.loss,
+            lr=told.lr,
+            samples_per_s=told.samples_per_s if runs else None,
+            eta_s=told.eta_s if runs else None,
+        )
 
 
 class TaskView(BaseModel):

@@ -1,5 +1,6 @@
 """LoRA trainings over HTTP: what is refused, what is queued, and what comes of it."""
 
+import asyncio
 import io
 import json
 import uuid
@@ -216,6 +217,7 @@ async def test_a_canceled_training_s_pictures_are_gone_and_so_are_an_expired_one
     second = (await training(api, ("a.png", png()))).json()["task_id"]
     job = await claimed(api)
     assert await api.services.store.succeed(job.claim, [])
+    await asyncio.sleep(0.05)
     await Upkeep(api.services).sweep()
     assert not await api.services.objects.exists(pictures_key(second))
 
