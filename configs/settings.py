@@ -215,6 +215,35 @@ class TaskSettings(Section):
 HostPort = Annotated[str, StringConstraints(pattern=r"^[^\s/@]+:\d{1,5}$", to_lower=True)]
 
 
+class TrainingSettings(Section):
+    """LoRA training: one Trainer deployment that runs each job as a Ray Task."""
+
+    enabled: bool = True
+    concurrency: int = Field(1, ge=1, description="Jobs that run at once.")
+    num_cpus: float = Field(
+        0.5, ge=0, description="Of one job, to be placed by; half a CPU fits beside one Generator."
+    )
+    num_gpus: float | None = Field(
+        None, ge=0, description="Of one job; None: as many as its base model's Generator has."
+    )
+    num_threads: int | None = Field(
+        None, ge=1, description="Torch CPU threads of one job; None: half of the machine's cores."
+    )
+    nice: int = Field(10, ge=0, le=19, description="CPU niceness on top of other Ray workers'.")
+    checkpoint_every: int = Field(
+        100,
+        ge=1,
+        description="Steps between two checkpoints in the object store, where a job says none.",
+    )
+    max_pictures: int = Field(1000, ge=1, le=10_000, description="Of one job.")
+    max_picture_bytes: int = Field(32 * 2**20, ge=1024, le=64 * 2**20)
+    max_picture_pixels: int = Field(64_000_000, ge=64 * 64)
+    max_bytes: int = Field(256 * 2**20, ge=1024, description="Of all pictures of one job.")
+    allowed_private_hosts: tuple[HostPort, ...] = Field(
+        (), description="`host:port` that pictures may be fetched from though it is private."
+    )
+
+
 class CallbackSettings(Section):
     secret: SecretStr | None = Field(
         None,
@@ -285,6 +314,7 @@ class Settings(BaseSettings):
     limits: LimitSettings = LimitSettings()
     tasks: TaskSettings = TaskSettings()
     callbacks: CallbackSettings = CallbackSettings()
+    training: TrainingSettings = TrainingSettings()
     ingress_replicas: int = Field(1, ge=1)
     ingress_num_cpus: float = Field(0.1, ge=0)
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
@@ -304,6 +334,8 @@ class Settings(BaseSettings):
                 f"tasks.heartbeat_s is {self.tasks.heartbeat_s:g}, more than half of tasks.lease_s "
                 f"{self.tasks.lease_s:g}: running tasks would be taken for lost"
             )
+        if "lora" in self.models:
+            raise ValueError("models: lora is the name of the trainings' queue, choose another")
         for name, preset in self.models.items():
             for field, given, limit in _defaults_and_limits(preset):
                 if given > getattr(self.limits, limit):

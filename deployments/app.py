@@ -20,6 +20,7 @@ from deployments.embedded import EmbeddedRedis
 from deployments.generator import GeneratorReplica
 from deployments.ingress import Ingress
 from deployments.local import local_redis_url
+from deployments.trainer import TrainerReplica
 
 APP_NAME = "daguerre"
 
@@ -51,6 +52,8 @@ def build_app(args: Settings) -> serve.Application:
         redis_url = settings.redis_url.get_secret_value()
     for name, preset in settings.models.items():
         below.append(_generator(name, preset, settings, redis_url, logging_config))
+    if settings.training.enabled:
+        below.append(_trainer(settings, redis_url, logging_config))
     return serve.deployment(
         serve.ingress()(Ingress),
         name="Ingress",
@@ -96,6 +99,23 @@ def _generator(
         graceful_shutdown_wait_loop_s=1,
         logging_config=logging_config,
     ).bind(settings, name, redis_url=redis_url)
+
+
+def _trainer(
+    settings: Settings, redis_url: str, logging_config: LoggingConfig
+) -> serve.Application:
+    """One, which only supervises: what computes are Ray Tasks, and they end with their owner."""
+    return serve.deployment(
+        TrainerReplica,
+        name="Trainer",
+        num_replicas=1,
+        ray_actor_options={"num_cpus": 0},
+        health_check_period_s=5,
+        health_check_timeout_s=10,
+        graceful_shutdown_timeout_s=30,
+        graceful_shutdown_wait_loop_s=1,
+        logging_config=logging_config,
+    ).bind(settings, redis_url=redis_url)
 
 
 def start(settings: Settings) -> None:

@@ -186,6 +186,8 @@ class CallbackSender:
         body: dict[str, Any] = {"task_id": task.id, "status": _STATUS[task.status]}
         if task.status is Status.SUCCEEDED:
             urls = await self._urls_of(task)
+            if task.lora_id is not None:
+                return body | {"lora_id": task.lora_id, "result_urls": urls}
             # One picture or several as the task's own view has it: by what was asked for.
             single = task.input.get("num_images", 1) == 1 and len(urls) == 1
             return body | ({"image_url": urls[0]} if single else {"image_urls": urls})

@@ -56,6 +56,11 @@ class Job:
     def claim(self) -> Claim:
         return self.claimed.claim
 
+    def stop(self) -> None:
+        """Ask it to end, once: a second time would cut off what it does to end well."""
+        if self.runner is not None and not self.runner.cancelling():
+            self.runner.cancel()
+
 
 Run = Callable[[Job], Awaitable[list[Output]]]
 
@@ -130,8 +135,7 @@ class TaskRunner:
             loop.cancel()
         jobs = list(self._jobs.values())
         for job in jobs:
-            if job.runner is not None:
-                job.runner.cancel()
+            job.stop()
         ended = [job.runner for job in jobs if job.runner is not None]
         ended += self._loops
         if ended:
@@ -192,9 +196,9 @@ class TaskRunner:
         before = self._jobs.get(claimed.task.id)
         if before is not None and before.claim.fence == claimed.claim.fence:
             return
-        if before is not None and before.runner is not None:
+        if before is not None:
             # Its lease was lost and won back here: the older attempt can write nothing any more.
-            before.runner.cancel()
+            before.stop()
         job = Job(claimed, size=self._size(claimed.task))
         if is_last_chance(claimed.task, self._settings):
             job.alone, job.size = True, max(job.size, self._capacity)
@@ -290,8 +294,8 @@ class TaskRunner:
         )
         for task_id, job in list(self._jobs.items()):
             job.watched = task_id in renewal.watched
-            if task_id in renewal.stale and job.runner is not None:
-                job.runner.cancel()
+            if task_id in renewal.stale:
+                job.stop()
 
 
 def is_last_chance(task: Task, settings: TaskSettings) -> bool:

@@ -16,7 +16,7 @@ from deployments.address import is_loopback
 from deployments.api import docs, errors, files
 from deployments.api.auth import KeyAuth
 from deployments.api.guard import BodyLimit, HostGuard, OriginGuard, RequestId
-from deployments.api.native import loras, routes
+from deployments.api.native import loras, routes, training
 from deployments.api.openapi import DocumentedApp
 from deployments.api.services import Services
 from deployments.api.upkeep import Upkeep
@@ -65,7 +65,8 @@ def create_app(
     app.state.auth = auth
     errors.install(app)
     key = APIKeyHeader(name=auth.header, scheme_name="ApiKey", auto_error=False)
-    for keyed in (routes.router, loras.router, loras.upload_router):
+    trainers = [training.upload_router] if settings.training.enabled else []
+    for keyed in (routes.router, loras.router, loras.upload_router, training.router, *trainers):
         app.include_router(keyed, dependencies=[Security(key)] if auth.required else [])
     app.include_router(routes.health_router)
     app.include_router(files.router)
@@ -88,7 +89,10 @@ def _middleware(settings: Settings, auth: KeyAuth, echo: bool) -> list[Middlewar
     found = [Middleware(RequestId, echo=echo), Middleware(HostGuard, settings=settings)]
     if not auth.required:
         found.append(Middleware(OriginGuard, settings=settings))
-    uploads = {loras.IMPORT_PATH: settings.limits.max_lora_bytes + loras.FORM_BYTES}
+    uploads = {
+        loras.IMPORT_PATH: settings.limits.max_lora_bytes + loras.FORM_BYTES,
+        training.PATH: training.max_body_bytes(settings),
+    }
     limit = settings.http.max_body_bytes
     found.append(Middleware(BodyLimit, max_bytes=limit, by_path=uploads))
     return found

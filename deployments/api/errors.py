@@ -13,7 +13,13 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from deployments.loras.errors import CallConflict, LoraNotFound, NameTaken, UploadExpired
+from deployments.loras.errors import (
+    CallConflict,
+    LoraNotFound,
+    NameTaken,
+    NoCurve,
+    UploadExpired,
+)
 from deployments.storage.store import ObjectNotFound, StorageUnavailable
 from deployments.tasks.errors import (
     AlreadyEnded,
@@ -92,6 +98,7 @@ RULES: dict[type[Exception], Rule] = {
     TaskNotFound: Rule(404, "task_not_found", "任务不存在"),
     ObjectNotFound: Rule(404, "not_found", "Not Found"),
     LoraNotFound: Rule(404, "lora_not_found"),
+    NoCurve: Rule(404, "no_curve"),
     NameTaken: Rule(409, "name_taken"),
     CallConflict: Rule(409, "file_conflict"),
     AlreadyEnded: Rule(409, "already_ended"),

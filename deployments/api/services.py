@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import time
@@ -13,15 +14,17 @@ from dataclasses import dataclass
 from configs.settings import Settings
 from deployments.api.errors import shown
 from deployments.api.loras import LoraService
+from deployments.api.training import NewTraining, TrainingService
 from deployments.fetch import UrlPolicy, check_url
 from deployments.log import TaskLogger, get_logger
 from deployments.loras.registry import LoraRegistry
-from deployments.storage.store import ObjectStore
+from deployments.storage.store import ObjectStore, StorageUnavailable
 from deployments.tasks.errors import StoreUnavailable, TaskNotFound
 from deployments.tasks.exchange import Page
 from deployments.tasks.image import INPUT_PREFIX, MIN_SIDE_PX, ImageFields, Size
-from deployments.tasks.model import TERMINAL, Event, NewTask, Position, Status, Task
+from deployments.tasks.model import TERMINAL, Event, Kind, NewTask, Position, Status, Task
 from deployments.tasks.store import TaskStore
+from deployments.tasks.training import training_prefix
 from pipelines.errors import InvalidRequest
 from pipelines.images import decode_data_url, decode_image
 
@@ -87,6 +90,7 @@ class Services:
         """Event streams that are being read, and calls that wait for a task's end."""
         self._decoders = asyncio.Semaphore(_DECODERS)
         self.loras = LoraService(settings, loras, objects, self._decoders)
+        self.training = TrainingService(settings, store, objects, loras)
         self._url_policy = UrlPolicy(settings.callbacks.allowed_private_hosts)
 
     @property
@@ -141,6 +145,13 @@ class Services:
             await registry.store.release([task_id])
         TaskLogger(log, task.id).info("created" if created else "asked for again")
         return task
+
+    async def train(self, new: NewTraining, owner: str) -> Task:
+        """Create a LoRA task; raises as `generate` and `TrainingService.submit`."""
+        model = self._model(new.model)
+        if new.callback_url is not None:
+            await check_url(new.callback_url, self._url_policy)
+        return await self.training.submit(new, model, owner)
 
     async def task(self, task_id: str, owner: str) -> Task:
         """Raises TaskNotFound, also for another owner's."""
@@ -200,6 +211,9 @@ class Services:
         """Raises TaskNotFound, AlreadyEnded."""
         task = await self.store.cancel(_checked_id(task_id), owner=owner)
         TaskLogger(log, task.id).info("canceled")
+        if task.kind is Kind.LORA:
+            with contextlib.suppress(StorageUnavailable):  # upkeep will
+                await self.objects.sweep(training_prefix(task.id), 0)
         return task
 
     async def set_priority(self, task_id: str, priority: int, owner: str) -> Task:

@@ -11,6 +11,8 @@ from deployments.log import TaskLogger, get_logger
 from deployments.storage.store import StorageUnavailable
 from deployments.tasks.errors import StoreUnavailable
 from deployments.tasks.image import INPUT_PREFIX, OUTPUT_PREFIX, STATE_PREFIX
+from deployments.tasks.model import Kind
+from deployments.tasks.training import LORA_QUEUE, TRAINING_PREFIX, training_prefix
 
 log = get_logger(__name__)
 
@@ -49,7 +51,7 @@ class Upkeep:
         """Requeue the tasks of dead workers even where no worker is left to claim: a model scaled
         to zero gets replicas for what is queued, not for what seems to run.
         """
-        for queue in self._services.settings.models:
+        for queue in (*self._services.settings.models, LORA_QUEUE):
             await self._services.store.sweep(queue)
 
     async def sweep(self) -> None:
@@ -58,6 +60,8 @@ class Upkeep:
             for task in expired:
                 for output in task.outputs:
                     await self._services.objects.delete(output.key)
+                if task.kind is Kind.LORA:
+                    await self._services.objects.sweep(training_prefix(task.id), 0)
                 TaskLogger(log, task.id).info("expired")
         await self._services.loras.registry.sweep(self._services.store)
         now = asyncio.get_running_loop().time()
@@ -72,6 +76,7 @@ class Upkeep:
         objects, kept_s = self._services.objects, self._services.settings.tasks.retention_s
         # A task may wait its delay and its turn before it reads its input.
         strays = await objects.sweep(INPUT_PREFIX, kept_s + MAX_DELAY_S + DAY_S)
+        strays += await objects.sweep(TRAINING_PREFIX, kept_s + MAX_DELAY_S + DAY_S)
         strays += await objects.sweep(OUTPUT_PREFIX, kept_s + DAY_S)
         strays += await objects.sweep(STATE_PREFIX, DAY_S)
         if strays:

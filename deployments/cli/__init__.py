@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from deployments.cli import demo, doctor, generate, loras, tasks, up
+from deployments.cli import demo, doctor, generate, loras, tasks, train, up
 
 app = typer.Typer(
     name="daguerre",
@@ -41,7 +41,8 @@ def _root(
     """Prompts become pictures: a server, its client, and a local engine."""
 
 
-for command in (up.up, generate.generate, tasks.tasks, tasks.cancel, doctor.doctor, demo.demo):
+commands = (up.up, generate.generate, train.train, tasks.tasks, tasks.cancel)
+for command in (*commands, doctor.doctor, demo.demo):
     app.command()(command)
 app.add_typer(loras.app, name="loras")
 

@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
 from urllib.parse import quote
 
 import httpx
@@ -146,6 +146,18 @@ class Client:
                 headers={"Idempotency-Key": str(uuid.uuid4())},
                 timeout=UPLOAD_TIMEOUT_S,
             )
+
+    def train(self, archive: IO[bytes], fields: Mapping[str, Any]) -> RemoteTask:
+        """Create a training of a zip archive's pictures; `fields` are those of the form besides."""
+        answer = self._json(
+            "POST",
+            f"{API}/loras",
+            data=dict(fields),
+            files={"pictures": ("pictures.zip", archive)},
+            headers={"Idempotency-Key": str(uuid.uuid4())},
+            timeout=UPLOAD_TIMEOUT_S,
+        )
+        return RemoteTask.parse(answer)
 
     def delete_lora(self, lora_id: str) -> None:
         """No new request finds it."""

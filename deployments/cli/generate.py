@@ -188,7 +188,7 @@ def remote_pictures(
         try:
             ended = client.wait(task.id, lambda task: show(line, task))
         except KeyboardInterrupt:
-            _cancel(client, task.id)
+            cancel_after_interrupt(client, task.id)
             raise
         if ended.status == "completed":
             return [client.download(url) for url in ended.urls]
@@ -204,13 +204,14 @@ def show(line: ProgressLine, task: RemoteTask) -> None:
 
 
 def end_fault(task: RemoteTask) -> CliFault:
-    """Why an ended task has no pictures."""
+    """Why an ended task has no result."""
     if task.status == "canceled":
         return CliFault(f"task {task.id} was canceled", ExitCode.CANCELED)
     return CliFault(f"task {task.id} failed: {task.error or 'no reason given'}", ExitCode.FAILED)
 
 
-def _cancel(client: Client, task_id: str) -> None:
+def cancel_after_interrupt(client: Client, task_id: str) -> None:
+    """Says how that went."""
     from deployments.cli.wire import ApiError, Unreachable
 
     try:

@@ -50,16 +50,16 @@ class ProgressLine:
             text += f", done in about {eta_s:.0f} s"
         self.doing(text)
 
-    def step(self, step: int, steps: int) -> None:
-        """It runs; steps are 0 while their number is not known yet."""
+    def step(self, step: int, steps: int, *, doing: str = "drawing", figures: str = "") -> None:
+        """It runs; steps are 0 while their number is not known. `figures` change at any step."""
         self._bar.update(
-            self._row, description="drawing", completed=step, total=steps if steps else None
+            self._row, description=doing + figures, completed=step, total=steps if steps else None
         )
         # a log wants a few lines, not one a step: every tenth of the way
         tenth = step * 10 // steps if steps else 0
-        self._say(f"drawing, {tenth * 10} %")
+        self._say(f"{doing}, {tenth * 10} %", figures)
 
-    def _say(self, text: str) -> None:
+    def _say(self, text: str, figures: str = "") -> None:
         if not self._console.is_terminal and text != self._said:
             self._said = text
-            self._console.print(text, markup=False)
+            self._console.print(text + figures, markup=False)

@@ -65,6 +65,10 @@ class RemoteTask:
     ahead: int | None = None
     """Tasks that start before this one; None unless it waits and the server tells."""
     eta_s: float | None = None
+    loss: float | None = None
+    """Of a training that runs."""
+    left_s: float | None = None
+    """Seconds until a training that runs is done."""
 
     @property
     def ended(self) -> bool:
@@ -84,6 +88,7 @@ class RemoteTask:
         single, many = answer.get("result_url"), answer.get("result_urls")
         progress = answer.get("progress") or {}
         position = answer.get("position") or {}
+        training = answer.get("training") or {}
         return cls(
             id=task_id,
             status=_status(status),
@@ -96,6 +101,8 @@ class RemoteTask:
             steps=int(progress.get("steps", 0)),
             ahead=position.get("ahead"),
             eta_s=position.get("eta_s"),
+            loss=training.get("loss"),
+            left_s=training.get("eta_s"),
         )
 
 
@@ -115,6 +122,8 @@ class ServerEvent:
                 status="processing",
                 step=int(self.data.get("step", task.step)),
                 steps=int(self.data.get("steps", task.steps)),
+                loss=self.data.get("loss", task.loss),
+                left_s=self.data.get("eta_s", task.left_s),
             )
         status = _status(str(self.data.get("status", "pending")))
         # a stream tells a task's whole past: only the task itself can say that it waits again

@@ -28,6 +28,20 @@ class CallConflict(DaguerreError):
         super().__init__("The idempotency key was used with another file.")
 
 
+class NoCurve(DaguerreError):
+    """The LoRA was not trained here."""
+
+    def __init__(self, lora_id: str) -> None:
+        super().__init__(f"The LoRA {lora_id} was imported: there is no curve of its training.")
+
+
+class ClaimLost(DaguerreError):
+    """Another attempt has the training now, or it was canceled: nothing was registered."""
+
+    def __init__(self) -> None:
+        super().__init__("The training is another attempt's now.")
+
+
 class UploadExpired(DaguerreError):
     """The file was announced so long ago that it may be gone; worth another try from the start."""
 

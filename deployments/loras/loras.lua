@@ -128,6 +128,7 @@ local function erase(id)
   for _, text in ipairs(call('HVALS', P .. 'lora_versions:' .. id)) do
     local stored = cjson.decode(text)
     discard(stored.version.key)
+    if type(stored.version.curve_key) == 'string' then discard(stored.version.curve_key) end
     call('DEL', P .. 'lora_call:' .. stored.call)
   end
   if h and h.preview then discard(h.preview) end
@@ -161,12 +162,20 @@ local function known()
   return {'known', unpack(record(h, true))}
 end
 
+-- Whether the claim of a training still holds, by its record (tasks.lua).
+local function claimed()
+  local task = call('HMGET', P .. 'task:' .. A.task, 'status', 'fence')
+  return task[1] == 'running' and task[2] == int(A.fence)
+end
+
 function verbs.register()
   local answer = known()
   if answer then return answer end
+  if A.task and not claimed() then return {'stale'} end
   local id = call('HGET', P .. 'lora_names:' .. A.owner, A.fold)
   local h = id and read(id)
   if not announced(A.key) or late(h or {}) then return {'late'} end
+  if A.curve and not announced(A.curve) then return {'late'} end
   if not h then
     h = {id = A.id}
     set(h, {id = A.id, name = A.name, fold = A.fold, owner = A.owner, version = 0, created = NOW,
@@ -178,9 +187,21 @@ function verbs.register()
     .. int(NOW) .. ',"call":' .. cjson.encode(A.call) .. ',"version":' .. A.version .. '}')
   call('SET', P .. 'lora_call:' .. A.call, h.id .. ' ' .. number)
   keep(A.key)
+  if A.curve then keep(A.curve) end
   apply(h, {version = number, base = A.base or ''})
   enter(h)
   return {'created', unpack(record(h, true))}
+end
+
+function verbs.published()
+  local old = call('GET', P .. 'lora_call:' .. A.call)
+  local h = old and own(string.match(old, '^%S+'))
+  if not h then return {'missing'} end
+  return {'ok', unpack(record(h, true))}
+end
+
+function verbs.has_name()
+  return {call('HEXISTS', P .. 'lora_names:' .. A.owner, A.fold) == 1 and 'yes' or 'no'}
 end
 
 function verbs.update()

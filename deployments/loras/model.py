@@ -91,6 +91,9 @@ class Version(Frozen):
     base_model: str | None = Field(description="The checkpoint it was trained on, if known.")
     metadata: Mapping[str, str] = Field(description="Of the file's header, what is worth showing.")
     task_id: str | None = Field(description="The training that made it.")
+    curve_key: str | None = Field(
+        None, description="Object-store key of its loss, if trained here."
+    )
 
 
 class StoredVersion(Version):

@@ -15,7 +15,7 @@ from deployments.loras.store import LoraStore, Unknown
 from deployments.storage.store import ObjectStore
 from deployments.tasks.errors import TaskNotFound
 from deployments.tasks.lora import NamedLora, OrderedLora
-from deployments.tasks.model import TERMINAL
+from deployments.tasks.model import TERMINAL, Claim
 from deployments.tasks.store import TaskStore
 from pipelines.errors import InvalidRequest
 from pipelines.lora.header import LoraHeader, read_header
@@ -49,12 +49,20 @@ class LoraRegistry:
         self._objects = objects
 
     async def publish(
-        self, path: Path, new: NewLora, *, call_id: str, file_name: str | None = None
+        self,
+        path: Path,
+        new: NewLora,
+        *,
+        call_id: str,
+        file_name: str | None = None,
+        claim: Claim | None = None,
+        curve: bytes | None = None,
     ) -> Lora:
         """Registers a file; a request may name it as soon as this returns.
 
-        The same `call_id` again publishes nothing twice. Raises ModelError, which calls the file by
-        `file_name`, where it is no LoRA; CallConflict, LoraNotFound, UploadExpired as the store.
+        The same `call_id` again publishes nothing twice, nor does a `claim` that is void. `curve`
+        is the JSON of its training's loss. Raises ModelError, which calls the file by `file_name`,
+        where it is no LoRA; CallConflict, LoraNotFound, UploadExpired, ClaimLost as the store.
         """
         header = await asyncio.to_thread(read_header, path, file_name)
         # A key of this call alone: nothing that is registered is ever overwritten.
@@ -62,15 +70,23 @@ class LoraRegistry:
         version = await asyncio.to_thread(_described, path, header, key, new)
         await self.store.announce(key)
         await self._objects.put_file(key, path, CONTENT_TYPE)
-        lora = await self.store.register(_with_trigger(new, header), version, call_id=call_id)
+        if curve is not None:
+            curve_key = await self._keep(curve, "json", "application/json")
+            version = version.model_copy(update={"curve_key": curve_key})
+        lora = await self.store.register(
+            _with_trigger(new, header), version, call_id=call_id, claim=claim
+        )
         log.info("LoRA %s has version %d", lora.id, lora.newest.number)
         return lora
 
     async def keep_preview(self, jpeg: bytes) -> str:
         """The key of a picture that a LoRA may be given now."""
-        key = f"{PREFIX}{uuid4().hex}.jpg"
+        return await self._keep(jpeg, "jpg", "image/jpeg")
+
+    async def _keep(self, data: bytes, extension: str, content_type: str) -> str:
+        key = f"{PREFIX}{uuid4().hex}.{extension}"
         await self.store.announce(key)
-        await self._objects.put(key, jpeg, "image/jpeg")
+        await self._objects.put(key, data, content_type)
         return key
 
     async def order(

@@ -14,7 +14,13 @@ from uuid import uuid4
 from redis.asyncio import Redis
 
 from configs.settings import TaskSettings
-from deployments.loras.errors import CallConflict, LoraNotFound, NameTaken, UploadExpired
+from deployments.loras.errors import (
+    CallConflict,
+    ClaimLost,
+    LoraNotFound,
+    NameTaken,
+    UploadExpired,
+)
 from deployments.loras.model import (
     Changes,
     Filter,
@@ -28,6 +34,7 @@ from deployments.loras.model import (
     new_id,
 )
 from deployments.tasks.lora import NamedLora, OrderedLora
+from deployments.tasks.model import Claim
 from deployments.tasks.record import read_fields
 from deployments.tasks.script import Script, command_client
 from pipelines.errors import InvalidRequest
@@ -78,12 +85,14 @@ class LoraStore:
         """Before an object is written: unless something names it in time, it is deleted."""
         await self._run("announce", key=key, ttl=round(ANNOUNCED_S * 1e6))
 
-    async def register(self, new: NewLora, version: Version, *, call_id: str) -> Lora:
+    async def register(
+        self, new: NewLora, version: Version, *, call_id: str, claim: Claim | None = None
+    ) -> Lora:
         """A new LoRA, or another version of the owner's LoRA of this name.
 
         The same call again registers nothing and answers the same LoRA as it is now. Raises
-        CallConflict where that call had another file, LoraNotFound where its LoRA was deleted, and
-        UploadExpired.
+        CallConflict where that call had another file, LoraNotFound where its LoRA was deleted,
+        UploadExpired, and ClaimLost where a `claim` is given that is void.
         """
         word, rest = await self._run(
             "register",
@@ -92,8 +101,11 @@ class LoraStore:
             owner=new.owner,
             key=version.key,
             sha256=version.sha256,
+            curve=version.curve_key,
             base=version.base,
             version=version.model_dump_json(),
+            task=claim.task_id if claim else None,
+            fence=claim.fence if claim else None,
             **_changes(Changes(**new.model_dump(include=set(Changes.model_fields)))),
         )
         if word == "conflict":
@@ -102,7 +114,19 @@ class LoraStore:
             raise LoraNotFound(new.name)
         if word == "late":
             raise UploadExpired
+        if word == "stale":
+            raise ClaimLost
         return _lora(rest)
+
+    async def published(self, call_id: str, *, owner: str) -> Lora | None:
+        """What that call registered; None where it did not, or where that was deleted."""
+        word, rest = await self._run("published", call=call_id, owner=owner)
+        return None if word == "missing" else _lora(rest)
+
+    async def has_name(self, name: str, *, owner: str) -> bool:
+        """Whether the owner has a LoRA of this name, in any case."""
+        word, _ = await self._run("has_name", fold=folded(name), owner=owner)
+        return word == "yes"
 
     async def get(self, lora_id: str, *, owner: str) -> Lora:
         """With all its versions. Raises LoraNotFound, also for someone else's own."""

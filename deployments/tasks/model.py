@@ -63,8 +63,14 @@ class TaskError(Frozen):
 
 
 class Progress(Frozen):
+    """How far a task is; trainings say more."""
+
     step: int = 0
     steps: int = 0
+    loss: float | None = None
+    lr: float | None = None
+    samples_per_s: float | None = None
+    eta_s: float | None = None
 
 
 class Output(Frozen):
@@ -72,9 +78,10 @@ class Output(Frozen):
 
     key: str = Field(description="Object-store key, unique to the attempt that wrote it.")
     content_type: str
-    width: int
-    height: int
+    width: int = Field(0, description="Pixels; 0 where it is no picture.")
+    height: int = 0
     seed: int | None = None
+    lora_id: str | None = Field(None, description="The LoRA that this file was published as.")
 
 
 class NewTask(Frozen):
@@ -114,6 +121,11 @@ class Task(Frozen):
     finished_at: datetime | None = None
     not_before: datetime | None = None
     version: int = SCHEMA_VERSION
+
+    @property
+    def lora_id(self) -> str | None:
+        """What a training published."""
+        return next((output.lora_id for output in self.outputs if output.lora_id), None)
 
 
 class Claim(Frozen):

@@ -63,7 +63,11 @@ def _strict(fields: Fields) -> Task:
             "input": json.loads(fields["input"]),
             "outputs": json.loads(fields.get("outputs", "[]")),
             "error": json.loads(fields["error"]) if fields.get("error") else None,
-            "progress": {"step": int(fields["step"]), "steps": int(fields["steps"])},
+            "progress": {
+                "step": int(fields["step"]),
+                "steps": int(fields["steps"]),
+                **json.loads(fields.get("figures") or "{}"),
+            },
             "worker": fields.get("worker") or None,
             "callback_url": fields.get("callback_url") or None,
             "version": int(fields["v"]),

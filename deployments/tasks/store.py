@@ -393,4 +393,10 @@ def _claim(claim: Claim) -> dict[str, object]:
 def _beat(beat: Beat) -> dict[str, object]:
     if beat.progress is None:
         return _claim(beat.claim)
-    return {**_claim(beat.claim), **beat.progress.model_dump()}
+    figures = beat.progress.model_dump(exclude_none=True, exclude={"step", "steps"})
+    return {
+        **_claim(beat.claim),
+        "step": beat.progress.step,
+        "steps": beat.progress.steps,
+        **({"figures": figures} if figures else {}),
+    }

@@ -362,6 +362,7 @@ end
 local function start(h)
   local fence = num(h, 'fence') + 1
   unset(h, 'graced')
+  unset(h, 'figures')
   move(h, 'running', {fence = fence, attempt = fence, worker = A.worker, lease = NOW + A.lease,
     started = NOW, step = 0, steps = 0})
 end
@@ -655,9 +656,10 @@ local function renew(beat)
   local step, steps = num(h, 'step'), num(h, 'steps')
   if beat.step and beat.step >= step and (beat.step > step or beat.steps ~= steps) then
     changes.step, changes.steps, changes.updated = beat.step, beat.steps, NOW
-    if watched then
-      event(h, 'progress', cjson.encode({step = beat.step, steps = beat.steps}))
-    end
+    local told = beat.figures or {}
+    if beat.figures then changes.figures = cjson.encode(told) end
+    told.step, told.steps = beat.step, beat.steps
+    if watched then event(h, 'progress', cjson.encode(told)) end
   end
   set(h, changes)
   call('ZADD', P .. 'running:' .. h.queue, h.lease, h.id)

@@ -15,30 +15,16 @@ from PIL import Image
 
 from pipelines.components import Components
 from pipelines.diffusion.latents import to_pixels
-from pipelines.errors import InvalidImage, InvalidRequest
 from pipelines.images import decode_image
 from training.lora.job import LoraJob
-from training.lora.source import MAX_PICTURES, Example
+from training.lora.refusal import MAX_PIXELS, check_examples
+from training.lora.source import Example
 
-MAX_PIXELS = 64_000_000
-"""Of a picture as it comes."""
 BUCKET_STEP_PX = 64
 """Sides of buckets are multiples of it; of less for models below 512 pixels."""
 MAX_RATIO = 2.0
 MAX_ZOOM = 1.2
 """Of crops at random places."""
-
-
-class RefusedPictures(InvalidImage):
-    """Pictures that cannot be trained with: `reasons` has each by name."""
-
-    def __init__(self, reasons: Sequence[tuple[str, str]], count: int) -> None:
-        listed = "; ".join(reason for _, reason in reasons[:20])
-        more = f"; and {len(reasons) - 20} more" if len(reasons) > 20 else ""
-        super().__init__(
-            "pictures", f"{len(reasons)} of {count} pictures are refused: {listed}{more}"
-        )
-        self.reasons = tuple(reasons)
 
 
 class Bucket(NamedTuple):
@@ -93,37 +79,13 @@ def check_pictures(
 ) -> list[TrainingPicture]:
     """Decodes every picture once. Raises RefusedPictures with all that are unfit, or InvalidRequest
     where there are none or too many."""
-    if not 1 <= len(examples) <= MAX_PICTURES:
-        raise InvalidRequest(
-            "pictures", f"pictures must be 1..{MAX_PICTURES} in number, given {len(examples)}"
-        )
     resolution = job_resolution(job, components)
     sizes = buckets(resolution, components.size_multiple, square=not job.buckets)
-    min_side_px = job.min_side_px or resolution // 2
-    taken, refused = [], []
-    for example in examples:
-        name = "".join(c if c.isprintable() else "?" for c in example.name)[:200]
-        try:
-            image = decode_image(
-                example.data, max_pixels=MAX_PIXELS, field=name, min_side_px=min_side_px
-            )
-        except InvalidImage as error:
-            refused.append((name, str(error)))
-            continue
-        caption = job.caption_of(example.caption)
-        if not caption:
-            refused.append((name, f"{name} has no caption, which kind {job.kind} needs"))
-            continue
-        taken.append(TrainingPicture(name, example.data, caption, nearest(*image.size, sizes)))
-    if refused:
-        raise RefusedPictures(refused, len(examples))
-    if job.validation_pictures >= len(taken):
-        raise InvalidRequest(
-            "validation_pictures",
-            f"validation_pictures must be fewer than the {len(taken)} pictures, "
-            f"given {job.validation_pictures}",
-        )
-    return taken
+    fit = check_examples(examples, job, min_side_px=job.min_side_px or resolution // 2)
+    return [
+        TrainingPicture(each.name, example.data, each.caption, nearest(*each.size, sizes))
+        for each, example in zip(fit, examples, strict=True)
+    ]
 
 
 def job_resolution(job: LoraJob, components: Components) -> int:

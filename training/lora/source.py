@@ -1,12 +1,14 @@
-"""Pictures and captions from a folder or a zip archive. Nothing is written anywhere."""
+"""Pictures and captions from a folder, a zip archive or any other files."""
 
 from __future__ import annotations
 
 import io
+import json
 import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 from pipelines.errors import InvalidRequest
 
@@ -14,7 +16,21 @@ MAX_PICTURES = 10_000
 MAX_FILE_BYTES = 64 * 2**20
 MAX_BYTES = 2 * 2**30
 """Of all pictures of a job together."""
+MAX_CAPTION_CHARS = 2000
 _CAPTION = ".txt"
+_INDEX = "index.json"
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What one job may bring along."""
+
+    pictures: int = MAX_PICTURES
+    file_bytes: int = MAX_FILE_BYTES
+    total_bytes: int = MAX_BYTES
+
+
+BOUNDS = Bounds()
 
 
 @dataclass(frozen=True)
@@ -45,10 +61,15 @@ def read_folder(folder: Path) -> list[Example]:
     return _examples(files)
 
 
-def read_zip(data: bytes | Path) -> list[Example]:
+def read_files(files: Iterable[tuple[str, bytes]]) -> list[Example]:
+    """As `read_folder`, from files by name."""
+    return _examples([(name, data) for name, data in files if not _hidden(name)])
+
+
+def read_zip(data: bytes | Path | IO[bytes], bounds: Bounds = BOUNDS) -> list[Example]:
     """As `read_folder`, from a zip archive. Raises InvalidRequest, also for one that unpacks to
-    more than MAX_BYTES, is damaged or is encrypted."""
-    budget = _Budget()
+    more than its bounds, is damaged or is encrypted."""
+    budget = _Budget(bounds)
     files = []
     try:
         with zipfile.ZipFile(io.BytesIO(data) if isinstance(data, bytes) else data) as archive:
@@ -67,24 +88,44 @@ def read_zip(data: bytes | Path) -> list[Example]:
     return _examples(files)
 
 
-class _Budget:
-    """What one job may bring along."""
+def write_archive(examples: Iterable[Example], path: Path) -> None:
+    """For `read_archive`: whatever the names, the same examples in the same order."""
+    index = []
+    with zipfile.ZipFile(path, "w") as archive:
+        for number, example in enumerate(examples):
+            archive.writestr(str(number), example.data)
+            index.append([example.name, example.caption])
+        archive.writestr(_INDEX, json.dumps(index))
 
-    def __init__(self) -> None:
+
+def read_archive(path: Path) -> list[Example]:
+    """What `write_archive` wrote."""
+    with zipfile.ZipFile(path) as archive:
+        index = json.loads(archive.read(_INDEX))
+        return [
+            Example(name, archive.read(str(number)), caption)
+            for number, (name, caption) in enumerate(index)
+        ]
+
+
+class _Budget:
+    def __init__(self, bounds: Bounds = BOUNDS) -> None:
+        self._bounds = bounds
         self._files = self._bytes = 0
 
     def take(self, name: str, size: int) -> None:
         """Raises InvalidRequest."""
         self._files += 1
         self._bytes += size
-        if self._files > 2 * MAX_PICTURES:  # each with its caption
-            raise InvalidRequest("pictures", f"pictures: more than {2 * MAX_PICTURES} files")
-        if size > MAX_FILE_BYTES:
+        most = self._bounds
+        if self._files > 2 * most.pictures:  # each with its caption
+            raise InvalidRequest("pictures", f"pictures: more than {2 * most.pictures} files")
+        if size > most.file_bytes:
             raise InvalidRequest(
-                "pictures", f"pictures: {name} has {size} bytes, at most {MAX_FILE_BYTES} may be"
+                "pictures", f"pictures: {name} has {size} bytes, at most {most.file_bytes} may be"
             )
-        if self._bytes > MAX_BYTES:
-            raise InvalidRequest("pictures", f"pictures: more than {MAX_BYTES} bytes in all")
+        if self._bytes > most.total_bytes:
+            raise InvalidRequest("pictures", f"pictures: more than {most.total_bytes} bytes in all")
 
 
 def _examples(files: Iterable[tuple[str, bytes]]) -> list[Example]:

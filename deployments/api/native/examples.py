@@ -60,6 +60,7 @@ _COMMON: dict[str, Any] = {
     "priority": 0,
     "progress": {"step": 30, "steps": 30},
     "position": None,
+    "training": None,
 }
 
 WAITING: dict[str, Any] = _COMMON | {
@@ -162,6 +163,30 @@ LORA_IMPORT: dict[str, Any] = {
     "trigger_words": "in watercolour",
 }
 LORA_CHANGES: dict[str, Any] = {"visibility": "public", "trigger_words": ["in watercolour"]}
+TRAIN: dict[str, Any] = {
+    "name": "zorblax",
+    "job": {"kind": "subject", "trigger": "zorblax", "class_word": "dog", "steps": 800},
+    "pictures": [
+        {"image": "https://example.com/zorblax/1.jpg", "caption": "zorblax dog on a beach"},
+        {"image": f"data:image/png;base64,{_TINY_PNG}"},
+        {"image": f"{TASK_ID}/0"},
+    ],
+}
+TRAIN_FORM: dict[str, Any] = {
+    "name": "zorblax",
+    "kind": "portrait",
+    "trigger": "zorblax",
+    "steps": 800,
+    "pictures": ["(a JPEG file)", "(a zip archive)"],
+}
+CURVE: dict[str, Any] = {
+    "steps": 800,
+    "points": [
+        {"step": 1, "loss": 0.142, "lr": 0.0001, "validation_loss": None},
+        {"step": 10, "loss": 0.128, "lr": 0.0001, "validation_loss": None},
+        {"step": 800, "loss": 0.081, "lr": 0.0001, "validation_loss": 0.094},
+    ],
+}
 LORA_NOT_FOUND: dict[str, Any] = {"detail": "There is no LoRA lora_01JGGZ1M5D0Q3V7X8K2R4T6W9Y."}
 NAME_TAKEN: dict[str, Any] = {"detail": "You have another LoRA named 'watercolour'."}
 LORA_IDEMPOTENCY: dict[str, Any] = {"detail": "The idempotency key was used with another file."}

@@ -86,7 +86,7 @@ class VersionView(BaseModel):
 
     @classmethod
     def of(cls, version: StoredVersion) -> VersionView:
-        fields = version.model_dump(exclude={"key", "number"})
+        fields = version.model_dump(exclude={"key", "number", "curve_key"})
         return cls(version=version.number, **fields)
 
 

@@ -17,6 +17,11 @@ def ok(description: str, **shown: Any) -> Responses:
     return {200: {"description": description, "content": {"application/json": {"examples": named}}}}
 
 
+def accepted(description: str, **shown: Any) -> Responses:
+    """The 202 answer, as `ok`."""
+    return {202: ok(description, **shown)[200]}
+
+
 def _problem(status: int, description: str, example: Any, *, fields: bool = False) -> Responses:
     return {
         status: {

@@ -11,7 +11,7 @@ from deployments.api.native import examples
 from deployments.api.services import MAX_DELAY_S, Submission
 from deployments.tasks.field import Real, Text, Whole
 from deployments.tasks.image import ImageFields
-from deployments.tasks.model import MAX_PRIORITY, MIN_PRIORITY, Position, Status, Task
+from deployments.tasks.model import MAX_PRIORITY, MIN_PRIORITY, Kind, Position, Status, Task
 
 StatusWord = Literal["pending", "processing", "completed", "failed", "canceled"]
 
@@ -114,13 +114,41 @@ class PositionView(BaseModel):
     eta_s: float | None = Field(description="Seconds until it is done; null while unmeasured.")
 
 
+class TrainingView(BaseModel):
+    """What a LoRA training says besides."""
+
+    name: str = Field(description="What the LoRA is called.")
+    lora_id: str | None = Field(description="Once it is completed.")
+    loss: float | None = Field(description="Smoothed.")
+    lr: float | None = Field(description="The step's learning rate.")
+    samples_per_s: float | None = Field(description="Pictures learned from in a second.")
+    eta_s: float | None = Field(description="Seconds until it is done, while it runs.")
+
+    @classmethod
+    def of(cls, task: Task) -> TrainingView | None:
+        """None for other kinds of tasks."""
+        if task.kind is not Kind.LORA:
+            return None
+        told, runs = task.progress, task.status is Status.RUNNING
+        return cls(
+            name=str(task.input.get("name", "")),
+            lora_id=task.lora_id,
+            loss=told.loss,
+            lr=told.lr,
+            samples_per_s=told.samples_per_s if runs else None,
+            eta_s=told.eta_s if runs else None,
+        )
+
+
 class TaskView(BaseModel):
     """A task; the first seven fields are the documented ones."""
 
     task_id: str
     status: StatusWord
-    result_url: str | None = Field(description="Of one picture (`num_images` is 1).")
-    result_urls: list[str] | None = Field(description="Of several pictures, in order of seed.")
+    result_url: str | None = Field(description="Of one picture (`num_images` is 1), or a LoRA.")
+    result_urls: list[str] | None = Field(
+        description="Of several pictures, in order of seed; of a LoRA and its previews."
+    )
     error_message: str | None = Field(description="Why it failed.")
     created_at: Time
     updated_at: Time
@@ -130,25 +158,28 @@ class TaskView(BaseModel):
     priority: int
     progress: ProgressView
     position: PositionView | None = Field(description="While it waits; null in lists.")
+    training: TrainingView | None = Field(description="Of a LoRA's training; null for pictures.")
 
     @classmethod
     def of(cls, task: Task, urls: list[str], position: Position | None = None) -> TaskView:
         single = task.input.get("num_images", 1) == 1
+        several = not single or task.kind is Kind.LORA
         failed = task.status is Status.FAILED and task.error is not None
         return cls(
             task_id=task.id,
             status=WORDS[task.status],
             result_url=urls[0] if urls and single else None,
-            result_urls=urls if urls and not single else None,
+            result_urls=urls if urls and several else None,
             error_message=task.error.message if failed and task.error else None,
             created_at=task.created_at,
             updated_at=task.updated_at,
-            model=task.queue,
+            model=task.input.get("model", task.queue),
             prompt=task.input.get("prompt"),
             seed=task.input.get("seed"),
             priority=task.priority,
             progress=ProgressView(step=task.progress.step, steps=task.progress.steps),
             position=PositionView(ahead=position.ahead, eta_s=position.eta_s) if position else None,
+            training=TrainingView.of(task),
         )
 
 

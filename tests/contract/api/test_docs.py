@@ -75,11 +75,14 @@ def test_every_route_is_documented_with_examples_that_fit_their_schemas(schema):
         "POST /api/v1/tasks/{task_id}/front",
         "GET /api/v1/tasks/{task_id}/events",
         "POST /api/v1/loras/import",
+        "POST /api/v1/loras",
         "GET /api/v1/loras",
         "GET /api/v1/loras/{lora_id}",
         "PATCH /api/v1/loras/{lora_id}",
         "DELETE /api/v1/loras/{lora_id}",
         "GET /api/v1/loras/{lora_id}/file",
+        "GET /api/v1/loras/{lora_id}/curve",
+        "GET /api/v1/loras/{lora_id}/curve.png",
     }
 
 

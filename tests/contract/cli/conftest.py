@@ -91,8 +91,12 @@ class Handler(BaseHTTPRequestHandler):
             self.server.forms.append(content)
             self._answer(200, {"tag": "<lora:ink:1>"})
             return
-        body = json.loads(content)
-        self.server.bodies.append(body)
+        if self.path.endswith("/loras"):
+            self.server.forms.append(content)
+            body = {"prompt": None}
+        else:
+            body = json.loads(content)
+            self.server.bodies.append(body)
         if self._refused():
             return
         if self.server.refusal is not None:
@@ -138,7 +142,8 @@ class Handler(BaseHTTPRequestHandler):
         self.server.streaming.set()
         while not self.server.held.wait(0.1):
             self.wfile.write(b": keepalive\n\n")
-        self._event("progress", {"step": 2, "steps": 2})
+        training = {"loss": 0.12345, "eta_s": 75} if self.server.forms else {}
+        self._event("progress", {"step": 2, "steps": 2} | training)
         self.server.tasks[task_id]["status"] = self.server.end
         self._event("status", {"status": self.server.end})
 

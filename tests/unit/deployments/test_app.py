@@ -10,7 +10,7 @@ from pydantic import SecretStr
 from ray.serve import Application
 from ray.serve.schema import ServeDeploySchema
 
-from configs.settings import ModelSettings, Settings
+from configs.settings import ModelSettings, Settings, TrainingSettings
 from deployments import app
 from deployments.app import build_app, secure_ray
 
@@ -51,6 +51,7 @@ def test_serve_understands_every_key_of_the_deploy_file() -> None:
         "Ingress",
         "EmbeddedRedis",
         "Generator-embedded",
+        "Trainer",
     }
 
 
@@ -71,12 +72,20 @@ def test_each_model_is_a_deployment_with_its_own_queue_and_an_outer_store_needs_
         },
     )
     deployments = bound(build_app(settings))
-    assert set(deployments) == {"Ingress", "Generator-sd15", "Generator-sdxl"}
+    assert set(deployments) == {"Ingress", "Generator-sd15", "Generator-sdxl", "Trainer"}
     scaling = deployments["Generator-sd15"]._deployment_config.autoscaling_config
     assert (scaling.min_replicas, scaling.max_replicas) == (1, 4)
     assert scaling.policy.policy_kwargs["queue"] == "sd15"
     assert "secret" not in str(scaling.policy.policy_kwargs), "they are shown on the dashboard"
     assert deployments["Generator-sdxl"]._deployment_config.autoscaling_config.min_replicas == 0
+
+
+def test_the_trainer_takes_no_processor_and_is_left_out_where_training_is_off() -> None:
+    trainer = bound(build_app(Settings()))["Trainer"]
+    assert trainer.ray_actor_options["num_cpus"] == 0
+    assert trainer.num_replicas == 1
+    off = Settings(training=TrainingSettings(enabled=False))
+    assert "Trainer" not in bound(build_app(off))
 
 
 def test_rays_token_is_made_for_its_owner_alone(

@@ -14,7 +14,6 @@ from tests.unit.training.lora.conftest import Train, png
 from training.lora.job import LoraJob
 from training.lora.picture import (
     Bucket,
-    RefusedPictures,
     TrainingPicture,
     buckets,
     check_pictures,
@@ -22,6 +21,7 @@ from training.lora.picture import (
     nearest,
     variants,
 )
+from training.lora.refusal import RefusedPictures
 from training.lora.source import Example
 
 

@@ -9,8 +9,15 @@ from pathlib import Path
 import pytest
 
 from pipelines.errors import InvalidRequest
-from training.lora import source
-from training.lora.source import Example, read_folder, read_zip
+from training.lora.source import (
+    Bounds,
+    Example,
+    read_archive,
+    read_files,
+    read_folder,
+    read_zip,
+    write_archive,
+)
 
 FILES = {
     "cat.png": b"cat",
@@ -62,18 +69,29 @@ def test_names_that_climb_out_of_a_zip_archive_write_nothing(
     assert list(tmp_path.rglob("*")) == [inside]
 
 
-def test_an_archive_that_unpacks_to_too_much_is_refused_unread(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(source, "MAX_FILE_BYTES", 1000)
+def test_an_archive_that_unpacks_to_too_much_is_refused_unread() -> None:
+    bounds = Bounds(pictures=2, file_bytes=1000, total_bytes=1500)
     with pytest.raises(InvalidRequest, match=r"b\.png has 1001 bytes, at most 1000"):
-        read_zip(zipped({"a.png": bytes(1000), "b.png": bytes(1001)}))
-    monkeypatch.setattr(source, "MAX_BYTES", 1500)
+        read_zip(zipped({"a.png": bytes(400), "b.png": bytes(1001)}), bounds)
     with pytest.raises(InvalidRequest, match="more than 1500 bytes"):
-        read_zip(zipped({"a.png": bytes(1000), "b.png": bytes(900)}))
-    monkeypatch.setattr(source, "MAX_PICTURES", 2)
+        read_zip(zipped({"a.png": bytes(1000), "b.png": bytes(900)}), bounds)
     with pytest.raises(InvalidRequest, match="more than 4 files"):
-        read_zip(zipped({f"{i}.png": b"x" for i in range(5)}))
+        read_zip(zipped({f"{i}.png": b"x" for i in range(5)}), bounds)
+
+
+def test_files_by_name_find_their_captions_and_the_system_s_are_passed_over() -> None:
+    assert sorted(read_files(FILES.items()), key=lambda example: example.name) == EXPECTED
+
+
+def test_an_archive_of_examples_gives_them_back_whatever_their_names(tmp_path: Path) -> None:
+    examples = [
+        Example("../cat.png", b"cat", "a cat"),
+        Example("cat.txt", b"no caption"),
+        Example("../cat.png", b"another", "猫"),
+        Example(".hidden/index.json", b"", None),
+    ]
+    write_archive(examples, tmp_path / "pictures.zip")
+    assert read_archive(tmp_path / "pictures.zip") == examples
 
 
 def test_a_size_that_lies_does_not_get_past_the_limit() -> None:

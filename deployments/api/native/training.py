@@ -1,0 +1,166 @@
+"""The native API's trainings: parse, one service call, respond."""
+
+from __future__ import annotations
+
+import json
+from typing import IO, Annotated, Any
+
+from fastapi import APIRouter, Header, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+from starlette.datastructures import FormData, UploadFile
+
+from configs.settings import Settings
+from deployments.api.curve import draw_curve
+from deployments.api.errors import UnsupportedMediaType, shown
+from deployments.api.native import examples, loras, responses
+from deployments.api.native.schema import CreatedView
+from deployments.api.native.training_schema import FILES, CurveView, TrainBody, request_body
+from deployments.api.route import KeyedRoute, OwnerDep, ServicesDep, UploadRoute
+from deployments.api.training import NewTraining
+from training.lora.job import LoraJob
+
+PATH = loras.PATH
+FORM_BYTES = 2**20
+"""Of a form besides its pictures."""
+_MAX_FIELDS = 1000
+
+router = APIRouter(prefix=PATH, route_class=KeyedRoute, tags=["loras"])
+upload_router = APIRouter(route_class=UploadRoute, tags=["loras"])
+
+
+def max_body_bytes(settings: Settings) -> int:
+    """Of a training's body: base64 takes 4 bytes for 3."""
+    return settings.training.max_bytes * 4 // 3 + FORM_BYTES
+
+
+@upload_router.post(
+    PATH,
+    status_code=202,
+    summary="Train a LoRA",
+    responses=responses.COMMON
+    | responses.BODY
+    | responses.NAME_TAKEN
+    | responses.QUEUE_FULL
+    | responses.accepted("The task; watch it.", created=examples.CREATED),
+    openapi_extra={"requestBody": request_body()},
+)
+async def train_lora(
+    request: Request,
+    services: ServicesDep,
+    owner: OwnerDep,
+    idempotency_key: Annotated[
+        str | None, Header(min_length=1, max_length=255, description="The same again: one task.")
+    ] = None,
+) -> CreatedView:
+    """Creates a task and returns at once. Its pictures are judged before: those that cannot be used
+    are named. The LoRA may be used as soon as the task is completed."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == "multipart/form-data":
+        most = services.settings.training.max_pictures
+        async with request.form(
+            max_files=2 * most, max_fields=_MAX_FIELDS + most, max_part_size=FORM_BYTES
+        ) as form:
+            task = await services.train(_of_form(form, idempotency_key), owner)
+    elif kind == "application/json":
+        body = _validated(await _json(request))
+        task = await services.train(body.to_domain((), idempotency_key), owner)
+    else:
+        raise UnsupportedMediaType(
+            f"Content-Type must be application/json or multipart/form-data, given {shown(kind)}"
+        )
+    return CreatedView.of(task)
+
+
+@router.get(
+    "/{lora_id}/curve",
+    summary="The loss of a LoRA's training",
+    responses=responses.COMMON
+    | responses.LORA_NOT_FOUND
+    | responses.ok("From its first step to its last.", curve=examples.CURVE),
+)
+async def get_curve(lora_id: str, services: ServicesDep, owner: OwnerDep) -> CurveView:
+    """Of the newest version; 404 where that was imported."""
+    curve = await services.training.curve(lora_id, owner)
+    return CurveView.model_validate(curve.model_dump())
+
+
+@router.get(
+    "/{lora_id}/curve.png",
+    summary="The loss of a LoRA's training, drawn",
+    response_class=Response,
+    responses=responses.COMMON
+    | responses.LORA_NOT_FOUND
+    | {
+        200: {
+            "description": "A picture of 800 x 450 pixels.",
+            "content": {
+                "image/png": {
+                    "schema": {"type": "string", "format": "binary"},
+                    "example": "(a PNG file)",
+                }
+            },
+        }
+    },
+)
+async def get_curve_picture(lora_id: str, services: ServicesDep, owner: OwnerDep) -> Response:
+    """Of the newest version; 404 where that was imported."""
+    curve = await services.training.curve(lora_id, owner)
+    return Response(await draw_curve(curve), media_type="image/png")
+
+
+def _of_form(form: FormData, idempotency_key: str | None) -> NewTraining:
+    files: list[tuple[str, IO[bytes]]] = []
+    given: dict[str, Any] = {"pictures": [], "job": {}}
+    for name, value in form.multi_items():
+        if name == FILES and isinstance(value, UploadFile):
+            files.append((value.filename or f"picture-{len(files)}", value.file))
+        elif name == FILES:
+            given["pictures"].append({"image": value})
+        elif name == "job":
+            given["job"] |= _job(str(value))
+        elif name == "validation_prompts":
+            given["job"].setdefault(name, []).append(value)
+        elif name in LoraJob.model_fields:
+            given["job"][name] = value
+        else:
+            given[name] = value
+    return _validated(given).to_domain(files, idempotency_key)
+
+
+def _job(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+        if isinstance(found, dict):
+            return found
+    except (ValueError, RecursionError):
+        pass
+    raise RequestValidationError(
+        [{"type": "value_error", "loc": ("body", "job"), "msg": "must be JSON", "input": text}]
+    )
+
+
+async def _json(request: Request) -> Any:
+    try:
+        return await request.json()
+    except json.JSONDecodeError as error:
+        raise RequestValidationError(
+            [
+                {
+                    "type": "json_invalid",
+                    "loc": ("body",),
+                    "msg": "",
+                    "input": None,
+                    "ctx": {"error": error.msg},
+                }
+            ]
+        ) from None
+
+
+def _validated(given: Any) -> TrainBody:
+    try:
+        return TrainBody.model_validate(given)
+    except ValidationError as refused:
+        raise RequestValidationError(
+            [error | {"loc": ("body", *error["loc"])} for error in refused.errors()]
+        ) from None

@@ -1,0 +1,230 @@
+"""LoRA trainings: what a client sends is judged whole, kept as one archive, and queued."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import re
+import tempfile
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from configs.settings import Settings
+from deployments.fetch import FetchFailed, UrlPolicy, UrlRefused, fetch
+from deployments.log import TaskLogger, get_logger
+from deployments.loras.errors import NameTaken, NoCurve
+from deployments.loras.model import Visibility
+from deployments.loras.registry import LoraRegistry
+from deployments.storage.store import ObjectNotFound, ObjectStore
+from deployments.tasks.errors import TaskNotFound
+from deployments.tasks.model import Kind, NewTask, Task
+from deployments.tasks.store import TaskStore
+from deployments.tasks.training import LORA_QUEUE, Curve, LoraOrder, pictures_key
+from pipelines.errors import DaguerreError, InvalidImage, InvalidRequest
+from pipelines.images import decode_data_url
+from training.lora.job import LoraJob
+from training.lora.refusal import RefusedPictures, check_examples
+from training.lora.source import Bounds, Example, read_files, read_zip, write_archive
+
+log = get_logger(__name__)
+
+_FETCHES = 4
+"""Pictures of one job fetched at once."""
+_STORED = re.compile(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})/(\d{1,4})")
+_ZIP = (b"PK\x03\x04", b"PK\x05\x06")
+
+
+@dataclass(frozen=True)
+class NamedPicture:
+    """A picture that a client says where to find: a data URL, a URL, or `task_id/index`."""
+
+    image: str
+    caption: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewTraining:
+    """One request for a LoRA, in no dialect's words."""
+
+    name: str
+    job: LoraJob
+    model: str | None = None
+    visibility: Visibility | None = None
+    files: Sequence[tuple[str, IO[bytes]]] = ()
+    """Pictures, captions and zip archives, by name."""
+    pictures: Sequence[NamedPicture] = ()
+    callback_url: str | None = None
+    idempotency_key: str | None = None
+
+
+class TrainingService:
+    """Each verb may raise StoreUnavailable and StorageUnavailable."""
+
+    def __init__(
+        self, settings: Settings, store: TaskStore, objects: ObjectStore, registry: LoraRegistry
+    ) -> None:
+        self._settings, self._limits = settings, settings.training
+        self._store, self._objects, self._registry = store, objects, registry
+        self._url_policy = UrlPolicy(settings.training.allowed_private_hosts)
+        self._one = asyncio.Semaphore(1)  # each may hold `max_bytes`
+
+    async def submit(self, new: NewTraining, model: str, owner: str) -> Task:
+        """A task, or the one made by the same idempotency key.
+
+        Raises InvalidRequest (RefusedPictures among it), NameTaken, QueueFull, IdempotencyConflict.
+        """
+        if await self._registry.store.has_name(new.name, owner=owner):
+            raise NameTaken(new.name)
+        job = new.job
+        if "checkpoint_every" not in job.model_fields_set:
+            job = job.model_copy(update={"checkpoint_every": self._limits.checkpoint_every})
+        task_id = str(uuid.uuid4())
+        async with self._one:
+            named = await self._fetched(new.pictures, owner)
+            examples = await asyncio.to_thread(self._judged, new, named)
+            digest = await asyncio.to_thread(_fingerprint, new, model, examples)
+            await self._keep(examples, pictures_key(task_id))
+        order = LoraOrder(
+            model=model,
+            name=new.name,
+            visibility=None if new.visibility is None else new.visibility.value,
+            job=job,
+            pictures=len(examples),
+        )
+        try:
+            task, created = await self._store.create(
+                NewTask(
+                    kind=Kind.LORA,
+                    queue=LORA_QUEUE,
+                    owner=owner,
+                    input=order.model_dump(mode="json"),
+                    callback_url=new.callback_url,
+                    idempotency_key=new.idempotency_key,
+                ),
+                task_id=task_id,
+                fingerprint=digest,
+            )
+        except DaguerreError:
+            await self._objects.delete(pictures_key(task_id))
+            raise
+        if not created:
+            await self._objects.delete(pictures_key(task_id))
+        TaskLogger(log, task.id).info("created" if created else "asked for again")
+        return task
+
+    async def curve(self, lora_id: str, owner: str) -> Curve:
+        """The loss of the newest version's training. Raises LoraNotFound, NoCurve."""
+        lora = await self._registry.store.get(lora_id, owner=owner)
+        if lora.newest.curve_key is None:
+            raise NoCurve(lora.id)
+        return Curve.model_validate_json(await self._objects.get(lora.newest.curve_key))
+
+    # pictures
+
+    async def _keep(self, examples: Sequence[Example], key: str) -> None:
+        with tempfile.TemporaryDirectory(prefix="daguerre-") as folder:
+            archive = Path(folder, "pictures.zip")
+            await asyncio.to_thread(write_archive, examples, archive)
+            await self._objects.put_file(key, archive, "application/zip")
+
+    def _judged(self, new: NewTraining, named: list[Example]) -> list[Example]:
+        """In a thread. Every picture is decoded once."""
+        examples = [*self._read(new.files), *named]
+        check_examples(
+            examples,
+            new.job,
+            min_side_px=new.job.min_side_px or (new.job.resolution or 16) // 2,
+            max_pictures=self._limits.max_pictures,
+            max_pixels=self._limits.max_picture_pixels,
+        )
+        total = sum(len(example.data) for example in examples)
+        if total > self._limits.max_bytes:
+            raise InvalidRequest(
+                "pictures",
+                f"pictures may have at most {self._limits.max_bytes} bytes in all, given {total}",
+            )
+        return examples
+
+    def _read(self, files: Sequence[tuple[str, IO[bytes]]]) -> list[Example]:
+        limits, plain, examples = self._limits, list[tuple[str, bytes]](), list[Example]()
+        bounds = Bounds(limits.max_pictures, limits.max_picture_bytes, limits.max_bytes)
+        for name, file in files:
+            file.seek(0)
+            if file.read(4) in _ZIP:
+                file.seek(0)
+                examples += read_zip(file, bounds)
+                continue
+            file.seek(0)
+            data = file.read(limits.max_picture_bytes + 1)
+            if len(data) > limits.max_picture_bytes:
+                raise InvalidRequest(
+                    "pictures",
+                    f"pictures: {name} may have at most {limits.max_picture_bytes} bytes",
+                )
+            plain.append((name, data))
+        return read_files(plain) + examples
+
+    async def _fetched(self, pictures: Sequence[NamedPicture], owner: str) -> list[Example]:
+        """Raises RefusedPictures with all that cannot be had."""
+        if len(pictures) > self._limits.max_pictures:
+            raise InvalidRequest(
+                "pictures",
+                f"pictures must be 1..{self._limits.max_pictures} in number, given {len(pictures)}",
+            )
+        slots = asyncio.Semaphore(_FETCHES)
+        left = self._limits.max_bytes
+        refused: list[tuple[str, str]] = []
+
+        async def one(number: int, picture: NamedPicture) -> Example | None:
+            nonlocal left
+            name = f"pictures.{number}"
+            async with slots:
+                try:
+                    data = await self._data(name, picture.image, owner)
+                except (InvalidImage, UrlRefused, FetchFailed) as error:
+                    text = str(error)
+                    refused.append((name, text if text.startswith(name) else f"{name}: {text}"))
+                    return None
+            left -= len(data)
+            if left < 0:
+                raise InvalidRequest(
+                    "pictures", f"pictures may have at most {self._limits.max_bytes} bytes in all"
+                )
+            return Example(name, data, picture.caption)
+
+        tasks = [asyncio.create_task(one(i, picture)) for i, picture in enumerate(pictures)]
+        try:
+            found = await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+        if refused:
+            raise RefusedPictures(sorted(refused), len(pictures))
+        return [example for example in found if example is not None]
+
+    async def _data(self, name: str, image: str, owner: str) -> bytes:
+        limit = self._limits.max_picture_bytes
+        if image[:7].lower() == "http://" or image[:8].lower() == "https://":
+            return await fetch(image, max_bytes=limit, policy=self._url_policy)
+        if stored := _STORED.fullmatch(image):
+            return await self._output(name, stored[1], int(stored[2]), owner)
+        return await asyncio.to_thread(decode_data_url, image, field=name, max_bytes=limit)
+
+    async def _output(self, name: str, task_id: str, index: int, owner: str) -> bytes:
+        with contextlib.suppress(TaskNotFound, ObjectNotFound, IndexError):
+            task = await self._store.get(task_id, owner=owner)
+            return await self._objects.get(task.outputs[index].key)
+        raise InvalidImage(name, f"{name}: there is no picture {task_id}/{index}")
+
+
+def _fingerprint(new: NewTraining, model: str, examples: Sequence[Example]) -> str:
+    """Equal for equal requests."""
+    pictures = [[hashlib.sha256(e.data).hexdigest(), e.caption] for e in examples]
+    job = new.job.model_dump(mode="json", exclude_defaults=True)
+    text = json.dumps([new.name, model, new.visibility, job, new.callback_url, pictures])
+    return hashlib.sha256(text.encode()).hexdigest()

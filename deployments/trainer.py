@@ -1,0 +1,194 @@
+"""LoRA tasks: claims them, supervises their attempts, publishes what they made."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import os
+import socket
+import tempfile
+import uuid
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any, TypeVar
+
+from configs.settings import Settings
+from deployments.log import TaskLogger, get_logger
+from deployments.lora_task import Attempt, Launch, Refused, Trained, on_ray
+from deployments.loras.errors import ClaimLost, LoraNotFound, UploadExpired
+from deployments.loras.model import Lora, NewLora, Visibility
+from deployments.loras.registry import LoraRegistry
+from deployments.loras.store import LoraStore
+from deployments.pictures import patiently
+from deployments.runner import Job, TaskRunner
+from deployments.storage import open_store
+from deployments.storage.store import ObjectStore
+from deployments.tasks.errors import StoreUnavailable, TaskNotFound
+from deployments.tasks.image import OUTPUT_PREFIX
+from deployments.tasks.model import TERMINAL, Output, Task
+from deployments.tasks.store import TaskStore
+from deployments.tasks.training import LORA_QUEUE, LoraOrder, training_prefix
+from pipelines.errors import InvalidRequest, NonFiniteOutput
+
+T = TypeVar("T")
+
+log = get_logger(__name__)
+
+DRAIN_S = 15.0
+_STORE_RETRY_S = 0.5
+
+
+class Trainer:
+    """Construct on a running event loop; it begins to claim at once. Computes nothing itself."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        redis_url: str,
+        objects: ObjectStore | None = None,
+        launch: Launch | None = None,
+    ) -> None:
+        self._launch = launch or functools.partial(on_ray, settings)
+        self._objects = objects or open_store(settings)
+        self._store = TaskStore.connect(
+            redis_url, settings.tasks, max_queue=settings.limits.max_queue
+        )
+        self._registry = LoraRegistry(LoraStore.connect(redis_url, settings.tasks), self._objects)
+        self._pending: set[asyncio.Task[None]] = set()
+        self._runner = TaskRunner(
+            self._store,
+            settings.tasks,
+            queue=LORA_QUEUE,
+            worker=f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}",
+            run=self._run,
+            size_of=lambda task: 1,
+            capacity=settings.training.concurrency,
+            on_end=self._on_end,
+        )
+        self._runner.start()
+
+    async def check_health(self) -> None:
+        """Raises where the loops that claim and renew ended."""
+        if not self._runner.healthy():
+            raise RuntimeError("the task loops of the trainer ended")
+
+    async def drain(self) -> None:
+        """Take no more tasks; running ones keep a checkpoint and go back to the queue."""
+        await self._runner.drain(DRAIN_S)
+        await asyncio.gather(*self._pending, return_exceptions=True)
+        await self._store.close()
+        await self._registry.store.close()
+        await self._objects.close()
+
+    async def _run(self, job: Job) -> list[Output]:
+        task, order = job.task, LoraOrder.model_validate(job.task.input)
+        lora = await self._registry.store.published(task.id, owner=task.owner)
+        if lora is not None:  # by an attempt that died before it could end the task
+            return [await self._copied(job, lora)]
+        attempt = Attempt(task.id, job.claim.fence, order)
+        async with aclosing(self._launch(attempt)) as reports:
+            async for report in reports:
+                if isinstance(report, Refused):
+                    raise _failure(report)
+                if isinstance(report, Trained):
+                    return await self._publish(job, order, report)
+                job.progress = report.progress
+                if job.watched and report.preview is not None:
+                    self._spawn(self._send_preview(job, report.preview))
+        raise RuntimeError("the attempt ended without a file")
+
+    async def _publish(self, job: Job, order: LoraOrder, trained: Trained) -> list[Output]:
+        """Once, and only while the claim holds: the registry asks both in one atomic call."""
+        file, *pictures = trained.outputs
+        with tempfile.TemporaryDirectory(prefix="daguerre-") as folder:
+            path = Path(folder, "lora.safetensors")
+            await patiently(lambda: self._objects.fetch(file.key, path))
+            try:
+                lora = await _insist(lambda: self._published(job, order, trained, path))
+            except ClaimLost:
+                return []  # which the store, too, will refuse
+            except LoraNotFound:
+                raise InvalidRequest("name", "the LoRA was deleted while it ended") from None
+        TaskLogger(log, job.task.id).info("published as %s", lora.id)
+        return [file.model_copy(update={"lora_id": lora.id}), *pictures]
+
+    async def _published(self, job: Job, order: LoraOrder, trained: Trained, path: Path) -> Lora:
+        preview_key = None
+        if trained.preview is not None:
+            preview_key = await self._registry.keep_preview(trained.preview)
+        trigger = order.job.trigger
+        new = NewLora(
+            name=order.name,
+            owner=job.task.owner,
+            visibility=None if order.visibility is None else Visibility(order.visibility),
+            trigger_words=(trigger,) if trigger else None,
+            preview_key=preview_key,
+            base_model=order.model,
+            task_id=job.task.id,
+        )
+        return await self._registry.publish(
+            path, new, call_id=job.task.id, claim=job.claim, curve=trained.curve
+        )
+
+    async def _copied(self, job: Job, lora: Lora) -> Output:
+        """The published file as an output of this attempt."""
+        version = next(each for each in lora.versions if each.task_id == job.task.id)
+        key = f"{OUTPUT_PREFIX}{job.task.id}/{job.claim.fence}/lora.safetensors"
+        with tempfile.TemporaryDirectory(prefix="daguerre-") as folder:
+            path = Path(folder, "lora.safetensors")
+            await patiently(lambda: self._objects.fetch(version.key, path))
+            await patiently(lambda: self._objects.put_file(key, path, "application/octet-stream"))
+        return Output(key=key, content_type="application/octet-stream", lora_id=lora.id)
+
+    async def _send_preview(self, job: Job, jpeg: bytes) -> None:
+        await self._store.preview(job.claim, jpeg)
+
+    def _on_end(self, end: str, task: Task) -> None:
+        if end in ("succeeded", "failed", "stale"):
+            self._spawn(self._forget(end, task))
+
+    async def _forget(self, end: str, task: Task) -> None:
+        """Remove pictures and checkpoints, unless another worker goes on with them."""
+        with contextlib.suppress(TaskNotFound):
+            if end == "stale" and (await self._store.get(task.id)).status not in TERMINAL:
+                return
+        await self._objects.sweep(training_prefix(task.id), 0)
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(coroutine)
+        self._pending.add(task)
+        task.add_done_callback(self._reap)
+
+    def _reap(self, task: asyncio.Task[None]) -> None:
+        self._pending.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.info("dropped in the background: %s", error)
+
+
+class TrainerReplica(Trainer):
+    """A Trainer as Serve runs it."""
+
+    async def __del__(self) -> None:
+        # Serve calls this too where the constructor failed.
+        if hasattr(self, "_runner"):
+            await self.drain()
+
+
+async def _insist(call: Callable[[], Awaitable[T]]) -> T:
+    """Repeat until both stores answer: hours of computing are not thrown away for a minute's
+    outage. Where the lease ran out meanwhile, the answer is ClaimLost."""
+    while True:
+        try:
+            return await patiently(call)
+        except (StoreUnavailable, UploadExpired) as error:
+            log.warning("not published yet: %s", error)
+            await asyncio.sleep(_STORE_RETRY_S)
+
+
+def _failure(refused: Refused) -> Exception:
+    if refused.field is None:
+        return NonFiniteOutput(refused.message)
+    return InvalidRequest(refused.field, refused.message)
