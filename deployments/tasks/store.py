@@ -393,10 +393,6 @@ def _claim(claim: Claim) -> dict[str, object]:
 def _beat(beat: Beat) -> dict[str, object]:
     if beat.progress is None:
         return _claim(beat.claim)
-    figures = beat.progress.model_dump(exclude_none=True, exclude={"step", "steps"})
-    return {
-        **_claim(beat.claim),
-        "step": beat.progress.step,
-        "steps": beat.progress.steps,
-        **({"figures": figures} if figures else {}),
-    }
+    progress = beat.progress.model_dump(exclude_none=True)
+    sent = _claim(beat.claim) | {name: progress.pop(name) for name in ("step", "steps")}
+    return sent | {"figures": progress} if progress else sent
