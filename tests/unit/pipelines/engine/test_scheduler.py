@@ -229,9 +229,11 @@ class Model:
         assert ordered[: len(ordered) - len(left)] + left == ordered, "nobody overtakes"
         running = [t for i, t in self.tickets.items() if i in self.admitted and t.key == k]
         assert sum(t.rows for t in running) <= self.max_rows
-        if left:
-            fixed = sum(t.rows for t in running if t.priority >= left[0].priority)
-            assert fixed + left[0].rows > self.max_rows, "the next did not fit"
+        after = [t for i, t in self.tickets.items() if i not in self.admitted and t.key == k]
+        if after:  # those parked just now included: nobody overtakes them either
+            first = min(after, key=lambda t: (-t.priority, int(t.id)))
+            fixed = sum(t.rows for t in running if t.priority >= first.priority)
+            assert fixed + first.rows > self.max_rows, "the next did not fit"
 
     def check_batch(self, batch: Sequence[str]) -> None:
         keys = {self.tickets[i].key for i in batch}
