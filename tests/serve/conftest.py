@@ -8,7 +8,7 @@ import pytest
 from tests.support.serving import Served, serving
 
 
-@pytest.fixture(scope="module")  # one application at a time
+@pytest.fixture(scope="session")  # Ray keeps the first cluster's token for the life of a process
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     with serving(tmp_path_factory.mktemp("serve")) as application:
         yield application
