@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import math
-import os
-import socket
 import time
 import uuid
 from collections.abc import Sequence
@@ -15,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from configs.settings import Settings
+from deployments.background import Background, goes_on, worker_name
 from deployments.device import KeptProfile, computes, load_model
 from deployments.log import get_logger
 from deployments.loras.cache import LoraFiles
@@ -26,9 +24,8 @@ from deployments.runner import Job, TaskRunner
 from deployments.states import SavedStates
 from deployments.storage import open_store
 from deployments.storage.store import ObjectStore
-from deployments.tasks.errors import TaskNotFound
 from deployments.tasks.image import ImageFields, ImageJob
-from deployments.tasks.model import ANONYMOUS, TERMINAL, Output, Progress, Task
+from deployments.tasks.model import ANONYMOUS, Output, Progress, Task
 from deployments.tasks.store import TaskStore
 from pipelines.components import Components
 from pipelines.engine.request import (
@@ -106,12 +103,12 @@ class Generator:
             max_bytes=settings.limits.max_lora_cache_bytes,
         )
         self._pictures = Pictures(self._objects, settings.limits.max_input_pixels)
-        self._pending: set[asyncio.Task[None]] = set()
+        self._background = Background()
         self._runner = TaskRunner(
             self._store,
             settings.tasks,
             queue=model,
-            worker=f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}",
+            worker=worker_name(),
             run=self._run,
             size_of=lambda task: int(task.input.get("num_images", 1)),
             capacity=preset.max_rows // 2 + PREFETCH,
@@ -124,7 +121,7 @@ class Generator:
         self._draining = False
         self._engine.start()
         self._runner.start()
-        self._spawn(self._kept.keep())
+        self._background.spawn(self._kept.keep())
         log.info("model %s is loaded, default size %d px", model, self._default_size)
 
     # verbs of the deployment
@@ -167,9 +164,7 @@ class Generator:
         await self._runner.drain(DRAIN_S)
         await asyncio.to_thread(self._engine.stop, DRAIN_S)
         # A preview that is still on its way would open a closed store again.
-        for pending in self._pending:
-            pending.cancel()
-        await asyncio.gather(*self._pending, return_exceptions=True)
+        await self._background.finish(cancel=True)
         await self._kept.save()
         await self._store.close()
         await self._loras.store.close()
@@ -263,10 +258,10 @@ class Generator:
 
     def _on_event(self, job: Job, tracker: StepTracker, index: int, event: EngineEvent) -> None:
         if event.kind is EventKind.PREVIEW and event.preview is not None:
-            self._spawn(self._send_preview(job, event.preview))
+            self._background.spawn(self._send_preview(job, event.preview))
             return
         if self._states.due(event) and not tracker.over:
-            self._spawn(self._states.save(job.task.id, index, event.request_id))
+            self._background.spawn(self._states.save(job.task.id, index, event.request_id))
         job.progress = tracker.progress
         now = time.monotonic()
         if job.watched and now - tracker.preview_at > PREVIEW_EVERY_S:
@@ -276,16 +271,6 @@ class Generator:
     async def _send_preview(self, job: Job, preview: Picture) -> None:
         jpeg, _ = await asyncio.to_thread(encode_image, preview, "jpeg", None)
         await self._store.preview(job.claim, jpeg)
-
-    def _spawn(self, coroutine: Any) -> None:
-        task = asyncio.create_task(coroutine)
-        self._pending.add(task)
-        task.add_done_callback(self._reap)
-
-    def _reap(self, task: asyncio.Task[None]) -> None:
-        self._pending.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.info("dropped in the background: %s", error)
 
     # presence
 
@@ -297,13 +282,11 @@ class Generator:
     def _on_end(self, end: str, task: Task) -> None:
         self._metrics.tasks.inc(tags={"end": end})
         if end in ("succeeded", "failed", "stale"):
-            self._spawn(self._forget_states(end, task))
+            self._background.spawn(self._forget_states(end, task))
 
     async def _forget_states(self, end: str, task: Task) -> None:
-        with contextlib.suppress(TaskNotFound):
-            # canceled by its owner, or lost to another worker that may need them
-            if end == "stale" and (await self._store.get(task.id)).status not in TERMINAL:
-                return
+        if await goes_on(self._store, end, task):
+            return
         await self._states.forget(task.id, int(task.input.get("num_images", 1)))
 
     def _works(self) -> bool:

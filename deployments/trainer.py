@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
-import os
-import socket
 import tempfile
-import uuid
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from configs.settings import Settings
+from deployments.background import Background, goes_on, worker_name
 from deployments.log import TaskLogger, get_logger
 from deployments.lora_task import Attempt, Launch, Refused, Trained, on_ray
 from deployments.loras.errors import ClaimLost, LoraNotFound, UploadExpired
@@ -25,9 +22,9 @@ from deployments.pictures import patiently
 from deployments.runner import Job, TaskRunner
 from deployments.storage import open_store
 from deployments.storage.store import ObjectStore
-from deployments.tasks.errors import StoreUnavailable, TaskNotFound
+from deployments.tasks.errors import StoreUnavailable
 from deployments.tasks.image import OUTPUT_PREFIX
-from deployments.tasks.model import TERMINAL, Output, Task
+from deployments.tasks.model import Output, Task
 from deployments.tasks.store import TaskStore
 from deployments.tasks.training import LORA_QUEUE, LoraOrder, training_prefix
 from pipelines.errors import InvalidRequest, NonFiniteOutput
@@ -57,12 +54,12 @@ class Trainer:
             redis_url, settings.tasks, max_queue=settings.limits.max_queue
         )
         self._registry = LoraRegistry(LoraStore.connect(redis_url, settings.tasks), self._objects)
-        self._pending: set[asyncio.Task[None]] = set()
+        self._background = Background()
         self._runner = TaskRunner(
             self._store,
             settings.tasks,
             queue=LORA_QUEUE,
-            worker=f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}",
+            worker=worker_name(),
             run=self._run,
             size_of=lambda task: 1,
             capacity=settings.training.concurrency,
@@ -78,7 +75,7 @@ class Trainer:
     async def drain(self) -> None:
         """Take no more tasks; running ones keep a checkpoint and go back to the queue."""
         await self._runner.drain(DRAIN_S)
-        await asyncio.gather(*self._pending, return_exceptions=True)
+        await self._background.finish()
         await self._store.close()
         await self._registry.store.close()
         await self._objects.close()
@@ -97,7 +94,7 @@ class Trainer:
                     return await self._publish(job, order, report)
                 job.progress = report.progress
                 if job.watched and report.preview is not None:
-                    self._spawn(self._send_preview(job, report.preview))
+                    self._background.spawn(self._send_preview(job, report.preview))
         raise RuntimeError("the attempt ended without a file")
 
     async def _publish(self, job: Job, order: LoraOrder, trained: Trained) -> list[Output]:
@@ -148,24 +145,13 @@ class Trainer:
 
     def _on_end(self, end: str, task: Task) -> None:
         if end in ("succeeded", "failed", "stale"):
-            self._spawn(self._forget(end, task))
+            self._background.spawn(self._forget(end, task))
 
     async def _forget(self, end: str, task: Task) -> None:
         """Remove pictures and checkpoints, unless another worker goes on with them."""
-        with contextlib.suppress(TaskNotFound):
-            if end == "stale" and (await self._store.get(task.id)).status not in TERMINAL:
-                return
+        if await goes_on(self._store, end, task):
+            return
         await self._objects.sweep(training_prefix(task.id), 0)
-
-    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(coroutine)
-        self._pending.add(task)
-        task.add_done_callback(self._reap)
-
-    def _reap(self, task: asyncio.Task[None]) -> None:
-        self._pending.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.info("dropped in the background: %s", error)
 
 
 class TrainerReplica(Trainer):

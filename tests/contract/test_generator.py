@@ -186,7 +186,7 @@ async def test_drain_hands_a_half_drawn_picture_back_and_leaves_nothing_running(
     await generator.drain()
     back = await store.get(task.id)
     assert (back.status, back.lost, back.errors) == (Status.QUEUED, 0, 0)
-    assert not generator._pending
+    assert not generator._background._pending
     assert not generator._engine.stats().alive
 
 
