@@ -26,7 +26,7 @@ from benchmarks import (
 from benchmarks.measure import Report
 from benchmarks.model import quiet
 from benchmarks.results import keep
-from configs.settings import EMBEDDED_MODEL, HttpSettings, Settings
+from configs.settings import EMBEDDED_MODEL, HttpSettings, ModelSettings, Settings
 from deployments import app
 from deployments.cli.demo import free_port
 
@@ -50,10 +50,15 @@ def through_http() -> Report:
     """Both against one fresh application."""
     with tempfile.TemporaryDirectory() as data_dir:
         http = HttpSettings(port=free_port())
-        app.start(Settings(data_dir=Path(data_dir), http=http))
+        wide = service_throughput.make_wide(Path(data_dir) / "wide")
+        models = {
+            model.name: ModelSettings(source=str(model.folder))
+            for model in (service_throughput.SHIPPED, wide)
+        }
+        app.start(Settings(data_dir=Path(data_dir), http=http, models=models))
         try:
             url = f"http://127.0.0.1:{http.port}"
-            pictures = service_throughput.run(url, MODEL, THREADS)
+            pictures = service_throughput.run(url, wide, THREADS)
             requests = request_overhead.run(url)
         finally:
             app.stop()

@@ -9,8 +9,6 @@ from typing import Any
 
 import psutil
 
-from configs.settings import EMBEDDED_MODEL
-
 PROMPT = "portrait of a person with dark skin, long blonde hair, wearing a red hoodie"
 STEPS = 25
 GUIDANCE = 7.5
@@ -19,10 +17,12 @@ GUIDANCE = 7.5
 class DiffusersLoop:
     """Pictures a second of `pipe([prompt] * batch)`, with the given number of torch threads."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, model: str, threads: int, steps: int = STEPS) -> None:
+        """`model`: a folder of diffusers."""
         context = multiprocessing.get_context("spawn")
         self._pipe, there = context.Pipe()
-        self._process = context.Process(target=_serve, args=(there, threads), daemon=True)
+        arguments = (there, model, threads, steps)
+        self._process = context.Process(target=_serve, args=arguments, daemon=True)
         self._process.start()
         self.pictures_per_s(1, 1)
 
@@ -43,14 +43,12 @@ class DiffusersLoop:
         self._process.join(30)
 
 
-def _serve(pipe: Connection, threads: int) -> None:
+def _serve(pipe: Connection, folder: str, threads: int, steps: int) -> None:
     import torch
     from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 
     torch.set_num_threads(threads)
-    model: Any = StableDiffusionPipeline.from_pretrained(
-        str(EMBEDDED_MODEL), torch_dtype=torch.float32
-    )
+    model: Any = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
     model.scheduler = DPMSolverMultistepScheduler.from_config(model.scheduler.config)
     model.set_progress_bar_config(disable=True)
     while (ask := pipe.recv()) is not None:
@@ -62,7 +60,7 @@ def _serve(pipe: Connection, threads: int) -> None:
             ]
             model(
                 [PROMPT] * batch,
-                num_inference_steps=STEPS,
+                num_inference_steps=steps,
                 guidance_scale=GUIDANCE,
                 generator=generators,
             )
