@@ -82,6 +82,12 @@ class HttpSettings(Section):
     allowed_hosts: tuple[str, ...] = Field(
         ("*",), description="Host headers that are answered; on loopback with no keys: local names."
     )
+    disconnect_grace_s: float = Field(
+        5.0,
+        ge=0,
+        description="A blocking call whose caller has gone cancels its task after this; 0: at "
+        "once. One with an Idempotency-Key never does: its caller comes back.",
+    )
 
 
 class ApiSettings(Section):

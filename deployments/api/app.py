@@ -15,6 +15,7 @@ from configs.settings import Settings
 from deployments.address import is_loopback
 from deployments.api import docs, errors, files
 from deployments.api.auth import KeyAuth
+from deployments.api.blocking import BlockingCalls
 from deployments.api.guard import BodyLimit, HostGuard, OriginGuard, RequestId
 from deployments.api.native import loras, routes, training
 from deployments.api.openapi import DocumentedApp
@@ -106,6 +107,7 @@ def _lifespan(
         # Opened here, on the loop that serves: the store's connections belong to it.
         opened = services or open_services(settings, redis_url)
         app.state.services = opened
+        app.state.blocking = blocking = BlockingCalls(opened)
         loops = [
             asyncio.create_task(Upkeep(opened).run(), name="upkeep"),
             asyncio.create_task(_callback_sender(opened).run(), name="callbacks"),
@@ -116,6 +118,7 @@ def _lifespan(
             for loop in loops:
                 loop.cancel()
             await asyncio.gather(*loops, return_exceptions=True)
+            await blocking.close()
             if services is None:
                 await opened.close()
 

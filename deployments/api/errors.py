@@ -56,6 +56,10 @@ class TooManyStreams(Exception):
     """This replica follows as many tasks for readers as it may."""
 
 
+class CallerGone(Exception):
+    """The caller closed its connection; nobody reads the answer."""
+
+
 class BodyTooLarge(HTTPException):
     """Raised while a body is read, past the frameworks that pass on HTTPException only."""
 
@@ -115,6 +119,7 @@ RULES: dict[type[Exception], Rule] = {
         "Too many event streams are open: ask for the task itself, or try again.",
         headers=lambda _: retry_after(5),
     ),
+    CallerGone: Rule(499, "caller_gone"),
     StoreUnavailable: Rule(
         503,
         "store_unavailable",

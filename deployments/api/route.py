@@ -11,6 +11,7 @@ from fastapi import Depends, Request, Response
 from fastapi.routing import APIRoute
 
 from deployments.api.auth import KeyAuth
+from deployments.api.blocking import BlockingCalls
 from deployments.api.errors import UnsupportedMediaType, shown
 from deployments.api.services import Services
 
@@ -35,8 +36,14 @@ def owner_of(request: Request) -> str:
     return owner
 
 
+def blocking_of(request: Request) -> BlockingCalls:
+    calls: BlockingCalls = request.app.state.blocking
+    return calls
+
+
 ServicesDep = Annotated[Services, Depends(services_of)]
 OwnerDep = Annotated[str, Depends(owner_of)]
+BlockingDep = Annotated[BlockingCalls, Depends(blocking_of)]
 
 
 class StrictRequest(Request):
@@ -61,7 +68,7 @@ class KeyedRoute(APIRoute):
             request.state.owner = auth.owner(request.headers.get(auth.header))
             if has_body:
                 _check_content_type(request.headers.get("content-type", ""))
-            async with asyncio.timeout(self.timeout_s):
+            async with asyncio.timeout(self.timeout_s) as request.state.deadline:
                 return await handler(StrictRequest(request.scope, request.receive))
 
         return keyed
