@@ -37,6 +37,9 @@ Pictures from prompts and from pictures. A request creates a task; the task is a
 watched, or calls back.
 """
 
+WORDINGS: dict[str, errors.Wording] = {}
+"""Of the dialects other than the native, by the paths that are theirs."""
+
 
 def create_app(
     settings: Settings,
@@ -64,7 +67,7 @@ def create_app(
         middleware=_middleware(settings, auth, echo_request_id),
     )
     app.state.auth = auth
-    errors.install(app)
+    errors.install(app, WORDINGS)
     key = APIKeyHeader(name=auth.header, scheme_name="ApiKey", auto_error=False)
     trainers = [training.upload_router] if settings.training.enabled else []
     for keyed in (routes.router, loras.router, loras.upload_router, training.router, *trainers):

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.types import Scope
 
 from deployments.loras.errors import (
     CallConflict,
@@ -139,25 +140,48 @@ RULES: dict[type[Exception], Rule] = {
 }
 
 
-def install(app: FastAPI) -> None:
-    """Answer every error of the table, of validation, of HTTP, and any unforeseen one."""
-    for error in RULES:
-        app.add_exception_handler(error, _by_rule)
-    app.add_exception_handler(RequestValidationError, _by_validation)
-    app.add_exception_handler(HTTPException, _by_status)
-    app.add_exception_handler(Exception, _unforeseen)
+Wording = Callable[[Exception], Response]
+"""How one dialect words any error: of the table, RequestValidationError, HTTPException, others."""
 
 
-def rule_of(error: Exception) -> Rule:
-    """The rule of the nearest class; KeyError where the table has none."""
-    return next(RULES[kind] for kind in type(error).__mro__ if kind in RULES)
+def install(app: FastAPI, wordings: Mapping[str, Wording]) -> None:
+    """Answer every error, in the words of the first path prefix that fits, else in the native."""
+    app.state.wordings = wordings
+    for error in (*RULES, RequestValidationError, HTTPException, Exception):
+        app.add_exception_handler(error, _by_wording)
 
 
-def answer(error: Exception) -> JSONResponse:
-    """The response that the table gives an error."""
+def respond(error: Exception, scope: Scope) -> Response:
+    """The answer to an error, in the words of the dialect that the path belongs to."""
+    path = route_path(scope)
+    wordings: Mapping[str, Wording] = scope["app"].state.wordings
+    for prefix, wording in wordings.items():
+        if path.startswith(prefix):
+            return wording(error)
+    return native(error)
+
+
+def route_path(scope: Scope) -> str:
+    """The path below the address that the application is mounted at."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
+
+
+def rule_of(error: Exception) -> Rule | None:
+    """The rule of the nearest class that the table has."""
+    return next((RULES[kind] for kind in type(error).__mro__ if kind in RULES), None)
+
+
+def native(error: Exception) -> JSONResponse:
+    """Any error in the native API's words."""
+    if isinstance(error, RequestValidationError):
+        detail: Any = [_field_error(each) for each in error.errors()]
+        return JSONResponse({"detail": detail}, 422, {"X-Error-Code": "validation"})
     rule = rule_of(error)
+    if rule is None:
+        return _without_rule(error)
     message = rule.message or str(error)
-    detail: Any = message
+    detail = message
     if rule.field is not None:
         detail = [{"loc": list(rule.field(error)), "msg": message, "type": rule.code}]
     headers = rule.headers(error) if rule.headers else {}
@@ -176,27 +200,20 @@ def shown(value: object) -> str:
     return text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "..."
 
 
-async def _by_rule(request: Request, error: Exception) -> JSONResponse:
-    return answer(error)
-
-
-async def _by_validation(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, RequestValidationError)
-    detail = [_field_error(each) for each in error.errors()]
-    return JSONResponse({"detail": detail}, 422, {"X-Error-Code": "validation"})
-
-
-async def _by_status(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, HTTPException)
+def _without_rule(error: Exception) -> JSONResponse:
+    if not isinstance(error, HTTPException):
+        return JSONResponse({"detail": "Internal Server Error"}, 500, {"X-Error-Code": "internal"})
     code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
     headers = {"X-Error-Code": code} | dict(error.headers or {})
     return JSONResponse({"detail": error.detail}, error.status_code, headers)
 
 
-async def _unforeseen(request: Request, error: Exception) -> JSONResponse:
-    # Outside of our middlewares, so the request id is put on here; the log has the traceback.
-    headers = {"X-Error-Code": "internal", "X-Request-ID": request.scope.get("request_id", "-")}
-    return JSONResponse({"detail": "Internal Server Error"}, 500, headers)
+async def _by_wording(request: Request, error: Exception) -> Response:
+    response = respond(error, request.scope)
+    if response.status_code == 500:
+        # Outside of our middlewares, so the request id is put on here; the log has the traceback.
+        response.headers["X-Request-ID"] = request.scope.get("request_id", "-")
+    return response
 
 
 def _field_error(error: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from configs.settings import Settings
 from deployments.address import is_loopback
-from deployments.api.errors import BodyTooLarge, Forbidden, UnknownHost, answer, shown
+from deployments.api.errors import (
+    BodyTooLarge,
+    Forbidden,
+    UnknownHost,
+    respond,
+    route_path,
+    shown,
+)
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(?::[0-9]{1,5})?")
@@ -68,7 +75,7 @@ class HostGuard:
             return
         if self._loopback_only and not _to_loopback(scope):
             error = Forbidden("without API keys, this service answers on a loopback address only")
-            await answer(error)(scope, receive, send)
+            await respond(error, scope)(scope, receive, send)
             return
         given = Headers(scope=scope).get("host", "")
         if self._answers(given):
@@ -78,7 +85,7 @@ class HostGuard:
             f"the Host header {shown(given)} names no address of this service; "
             "its setting http.allowed_hosts can add one"
         )
-        await answer(unknown)(scope, receive, send)
+        await respond(unknown, scope)(scope, receive, send)
 
     def _answers(self, given: str) -> bool:
         if not (match := _HOST.fullmatch(given)):
@@ -104,7 +111,7 @@ class OriginGuard:
             await self._app(scope, receive, send)
             return
         error = Forbidden(f"the Origin {shown(origin)} is not the one of this service")
-        await answer(error)(scope, receive, send)
+        await respond(error, scope)(scope, receive, send)
 
 
 class BodyLimit:
@@ -125,10 +132,10 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        limit = self._by_path.get(_route_path(scope), self._max_bytes)
+        limit = self._by_path.get(route_path(scope), self._max_bytes)
         declared = Headers(scope=scope).get("content-length", "0")
         if declared.isascii() and declared.isdigit() and _exceeds(declared, limit):
-            await answer(BodyTooLarge(limit))(scope, receive, send)
+            await respond(BodyTooLarge(limit), scope)(scope, receive, send)
             return
         seen = 0
 
@@ -146,11 +153,6 @@ class BodyLimit:
 def _exceeds(digits: str, limit: int) -> bool:
     # A length of thousands of digits is not worth parsing (and int() would refuse it).
     return len(digits.lstrip("0")) > 18 or int(digits) > limit
-
-
-def _route_path(scope: Scope) -> str:
-    path: str = scope["path"]
-    return path.removeprefix(scope.get("root_path", ""))
 
 
 def _to_loopback(scope: Scope) -> bool:

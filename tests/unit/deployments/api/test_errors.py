@@ -7,7 +7,7 @@ import pytest
 from deployments.api.errors import (
     RULES,
     BodyTooLarge,
-    answer,
+    native,
     rule_of,
     shown,
 )
@@ -34,7 +34,7 @@ def test_codes_are_words_and_differ():
 
 
 def test_a_subclass_is_answered_by_its_parent_s_rule():
-    found = answer(InvalidImage("init_image", "init_image is damaged"))
+    found = native(InvalidImage("init_image", "init_image is damaged"))
     assert found.status_code == 422
     assert b'"init_image"' in found.body
     assert rule_of(BodyTooLarge(5)).status == 413
@@ -42,12 +42,12 @@ def test_a_subclass_is_answered_by_its_parent_s_rule():
 
 @pytest.mark.parametrize(("wait_s", "header"), [(0.2, "1"), (1.2, "2"), (30, "30")])
 def test_retry_after_is_whole_seconds_and_never_zero(wait_s, header):
-    assert answer(QueueFull(5, wait_s)).headers["retry-after"] == header
+    assert native(QueueFull(5, wait_s)).headers["retry-after"] == header
 
 
 @pytest.mark.parametrize("error", [StoreUnavailable, StorageUnavailable])
 def test_what_a_store_complains_of_stays_inside(error):
-    found = answer(error("redis://:secret@10.0.0.5:6379 refused"))
+    found = native(error("redis://:secret@10.0.0.5:6379 refused"))
     assert found.status_code == 503
     assert b"secret" not in found.body
 
