@@ -7,10 +7,11 @@ import io
 import json
 import re
 import warnings
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
-from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from pipelines.engine.request import Mask, Picture
 from pipelines.errors import InvalidImage
@@ -86,11 +87,26 @@ def decode_image(
     Of an animation the first frame; transparency is laid on white; 16 bits become 8. Raises
     InvalidImage for anything else, before any pixel is decoded where the size is out of bounds.
     """
+    return _decode(data, _rgb, field, max_pixels, min_side_px)
+
+
+def decode_opacity(data: bytes, *, max_pixels: int, field: str) -> Image.Image:
+    """How opaque each pixel of such a file is, 0 to 255, upright. Raises as `decode_image`."""
+    return _decode(data, _opacity, field, max_pixels, MIN_SIDE_PX)
+
+
+def _decode(
+    data: bytes,
+    part: Callable[[Image.Image], Image.Image],
+    field: str,
+    max_pixels: int,
+    min_side_px: int,
+) -> Image.Image:
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             _check_size(image.size, field, max_pixels, min_side_px)
             image.load()
-            return _upright(_rgb(image), image)
+            return _upright(part(image), image)
     except InvalidImage:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -116,6 +132,13 @@ def fit_image(image: Image.Image, width: int, height: int) -> Image.Image:
     return image.resize((width, height), Image.Resampling.LANCZOS)
 
 
+def cover_image(image: Image.Image, width: int, height: int) -> Image.Image:
+    """Of the image as much of its middle as fills this size in pixels; its aspect ratio stays."""
+    if image.size == (width, height):
+        return image
+    return ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
+
+
 def mask_of(picture: Picture) -> Mask:
     """A picture's brightness as a mask: white is repainted, black is kept."""
     mask: Mask = picture.mean(axis=2).round().astype(np.uint8)
@@ -126,9 +149,12 @@ def encode_image(
     picture: Picture,
     format: ImageFormat,  # noqa: A002 - Pillow's own word
     parameters: dict[str, Any] | None = None,
+    *,
+    quality: int | None = None,
 ) -> tuple[bytes, str]:
     """A file of the picture and its content type.
 
+    `quality` is 0 to 100, of JPEG and WebP; without it, one at which no difference is seen.
     `parameters` (JSON values) go along: as `infotext` where other tools look for it, and whole for
     `read_parameters`.
     """
@@ -137,9 +163,11 @@ def encode_image(
     if format == "png":
         image.save(buffer, "PNG", pnginfo=_png_text(parameters))
     elif format == "jpeg":
-        image.save(buffer, "JPEG", quality=95, subsampling=0, exif=_exif(parameters))
+        quality = 95 if quality is None else quality
+        image.save(buffer, "JPEG", quality=quality, subsampling=0, exif=_exif(parameters))
     else:
-        image.save(buffer, "WEBP", quality=92, exif=_exif(parameters))
+        quality = 92 if quality is None else quality
+        image.save(buffer, "WEBP", quality=quality, exif=_exif(parameters))
     return buffer.getvalue(), CONTENT_TYPES[format]
 
 
@@ -208,6 +236,12 @@ def _rgb(image: Image.Image) -> Image.Image:
     rgba = image.convert("RGBA")
     white = Image.new("RGBA", rgba.size, "white")
     return Image.alpha_composite(white, rgba).convert("RGB")
+
+
+def _opacity(image: Image.Image) -> Image.Image:
+    if not image.has_transparency_data:
+        return Image.new("L", image.size, 255)
+    return image.convert("RGBA").getchannel("A")
 
 
 def _upright(picture: Image.Image, source: Image.Image) -> Image.Image:

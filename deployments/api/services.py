@@ -8,8 +8,9 @@ import hashlib
 import json
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from configs.settings import Settings
 from deployments.api.errors import shown
@@ -28,6 +29,8 @@ from deployments.tasks.training import training_prefix
 from pipelines.errors import InvalidRequest
 from pipelines.images import decode_data_url, decode_image
 
+T = TypeVar("T")
+
 log = get_logger(__name__)
 
 MAX_DELAY_S = 7 * 86400.0
@@ -44,10 +47,10 @@ class Submission:
 
     fields: ImageFields
     model: str | None = None
-    init_image: str | None = None
-    """A data URL."""
-    mask_image: str | None = None
-    """A data URL; only with an initial picture."""
+    init_image: str | bytes | None = None
+    """A data URL, or a file."""
+    mask_image: str | bytes | None = None
+    """As `init_image`, and only with one."""
     priority: int = 0
     delay_s: float = 0.0
     callback_url: str | None = None
@@ -235,6 +238,11 @@ class Services:
         found = [await self.objects.url(output.key) for output in task.outputs]
         return [base + url if url.startswith("/") else url for url in found]
 
+    async def decode(self, work: Callable[[], T]) -> T:
+        """The result of work on clients' pictures, in a thread and not too much of it at once."""
+        async with self._decoders:
+            return await asyncio.to_thread(work)
+
     async def health(self) -> Health:
         """Never raises for a store that is away."""
         try:
@@ -252,11 +260,10 @@ class Services:
             )
         return name or self.settings.default_model
 
-    async def _decode(self, field: str, data_url: str | None) -> SentPicture | None:
-        if data_url is None:
+    async def _decode(self, field: str, sent: str | bytes | None) -> SentPicture | None:
+        if sent is None:
             return None
-        async with self._decoders:
-            return await asyncio.to_thread(_decode_picture, field, data_url, self.settings)
+        return await self.decode(lambda: _decode_picture(field, sent, self.settings))
 
 
 @dataclass(frozen=True)
@@ -267,9 +274,12 @@ class SentPicture:
     size: Size
 
 
-def _decode_picture(field: str, data_url: str, settings: Settings) -> SentPicture:
+def _decode_picture(field: str, sent: str | bytes, settings: Settings) -> SentPicture:
     """Judged whole, in a thread; kept as the client sent it. Raises InvalidImage."""
-    data = decode_data_url(data_url, field=field, max_bytes=settings.http.max_body_bytes)
+    if isinstance(sent, str):
+        data = decode_data_url(sent, field=field, max_bytes=settings.http.max_body_bytes)
+    else:
+        data = sent
     image = decode_image(
         data,
         field=field,

@@ -15,8 +15,10 @@ from PIL import Image, PngImagePlugin
 
 from pipelines.errors import InvalidImage
 from pipelines.images import (
+    cover_image,
     decode_data_url,
     decode_image,
+    decode_opacity,
     encode_image,
     fit_image,
     infotext,
@@ -238,6 +240,42 @@ def test_damaged_exif_data_does_not_cost_the_picture():
     assert decode_image(data, max_pixels=LIMIT).size == (24, 16)
 
 
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "I;16", "CMYK"])
+def test_a_picture_without_transparency_is_opaque(mode):
+    buffer = io.BytesIO()
+    Image.new(mode, (16, 8)).save(buffer, "JPEG" if mode == "CMYK" else "PNG")
+    opacity = decode_opacity(buffer.getvalue(), max_pixels=LIMIT, field="mask")
+    assert (opacity.size, opacity.mode, opacity.getextrema()) == ((16, 8), "L", (255, 255))
+
+
+def test_opacity_is_turned_with_its_picture():
+    image = Image.new("RGBA", (16, 8), (9, 9, 9, 255))
+    image.paste((9, 9, 9, 0), (0, 0, 16, 4))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise by a quarter
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", exif=exif)
+    opacity = decode_opacity(buffer.getvalue(), max_pixels=LIMIT, field="mask")
+    assert opacity.size == (8, 16)
+    assert (opacity.getpixel((7, 8)), opacity.getpixel((0, 8))) == (0, 255)
+
+
+def test_a_mask_that_is_no_picture_is_refused_by_its_name():
+    with pytest.raises(InvalidImage, match="mask is not a picture"):
+        decode_opacity(b"nothing", max_pixels=LIMIT, field="mask")
+
+
+def test_cover_image_keeps_the_middle_and_its_proportions():
+    image = Image.new("RGB", (40, 16), "white")
+    image.paste("black", (12, 0, 28, 16))
+    covered = cover_image(image, 32, 32)
+    assert covered.size == (32, 32)
+    inside = covered.crop((8, 0, 24, 32))  # without the smoothed edges
+    assert inside.getcolors() == [(16 * 32, (0, 0, 0))]
+    assert covered.getpixel((0, 16)) < (128, 128, 128)
+    assert cover_image(image, 40, 16) is image
+
+
 def test_fit_image_gives_exactly_the_size_asked_for():
     image = Image.fromarray(picture(40, 20))
     assert fit_image(image, 64, 64).size == (64, 64)
@@ -318,6 +356,16 @@ def test_lossy_formats_stay_close(file_format):
     data, _ = encode_image(smooth, file_format)
     decoded = np.asarray(decode_image(data, max_pixels=LIMIT)).astype(int)
     assert np.abs(decoded - smooth).mean() < 2
+
+
+@pytest.mark.parametrize("file_format", ["jpeg", "webp"])
+def test_a_lower_quality_makes_a_smaller_file(file_format):
+    picture = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    sizes = [
+        len(encode_image(picture, file_format, quality=quality)[0]) for quality in (0, 50, 100)
+    ]
+    assert sizes == sorted(sizes)
+    assert sizes[0] < sizes[2] / 2
 
 
 def test_the_infotext_of_a_png_is_where_other_tools_read_it():
