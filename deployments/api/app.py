@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 
 from fastapi import FastAPI, Security
-from fastapi.security import APIKeyHeader
+from fastapi.security import APIKeyHeader, HTTPBearer
 from starlette.middleware import Middleware
 
 from configs.settings import Settings
@@ -18,6 +18,8 @@ from deployments.api.auth import KeyAuth
 from deployments.api.blocking import BlockingCalls
 from deployments.api.guard import BodyLimit, HostGuard, OriginGuard, RequestId
 from deployments.api.native import loras, routes, training
+from deployments.api.openai import routes as openai
+from deployments.api.openai.errors import worded
 from deployments.api.openapi import DocumentedApp
 from deployments.api.services import Services
 from deployments.api.upkeep import Upkeep
@@ -37,7 +39,7 @@ Pictures from prompts and from pictures. A request creates a task; the task is a
 watched, or calls back.
 """
 
-WORDINGS: dict[str, errors.Wording] = {}
+WORDINGS: dict[str, errors.Wording] = {openai.PREFIX: worded}
 """Of the dialects other than the native, by the paths that are theirs."""
 
 
@@ -72,6 +74,8 @@ def create_app(
     trainers = [training.upload_router] if settings.training.enabled else []
     for keyed in (routes.router, loras.router, loras.upload_router, training.router, *trainers):
         app.include_router(keyed, dependencies=[Security(key)] if auth.required else [])
+    bearer = HTTPBearer(scheme_name="Bearer", auto_error=False)
+    app.include_router(openai.router, dependencies=[Security(bearer)] if auth.required else [])
     app.include_router(routes.health_router)
     app.include_router(files.router)
     app.include_router(docs.router)

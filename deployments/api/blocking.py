@@ -9,16 +9,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 from types import TracebackType
+from typing import TypeVar
 
 from fastapi import Request
+from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
-from deployments.api.errors import CallerGone, TooManyStreams
+from deployments.api.errors import CallerGone, TaskCanceled, TaskFailed, TooManyStreams
 from deployments.api.services import Services, Submission
 from deployments.background import Background
 from deployments.log import TaskLogger, get_logger
 from deployments.tasks.errors import AlreadyEnded, StoreUnavailable, TaskNotFound
-from deployments.tasks.model import TERMINAL, Task
+from deployments.tasks.model import TERMINAL, Event, Status, Task
+from pipelines.errors import InvalidRequest
+
+T = TypeVar("T")
 
 log = get_logger(__name__)
 
@@ -27,6 +34,22 @@ MAX_CALL_S = 3600.0
 STORE_PATIENCE_S = 30.0
 """How long a call outlasts a task store that is away, for example while it is restarted."""
 _ROUND_S, _RETRY_S = 30.0, 0.5
+
+
+def succeeded(task: Task) -> Task:
+    """The ended task itself. Raises InvalidRequest where its worker refused it, TaskFailed,
+    TaskCanceled.
+    """
+    if task.status is Status.CANCELED:
+        raise TaskCanceled(f"The task {task.id} was canceled.")
+    if task.status is Status.FAILED:
+        code = task.error.code if task.error else "task_failed"
+        message = task.error.message if task.error else "The task failed."
+        field, colon, rest = message.partition(": ")
+        if code == "invalid_request" and colon:
+            raise InvalidRequest(field, rest)
+        raise TaskFailed(code, message)
+    return task
 
 
 class BlockingCalls:
@@ -88,6 +111,7 @@ class BlockingCall:
         self.task = task
         self.owner = owner
         self._calls = calls
+        self._begun_at, self._after = time.monotonic(), "0"
         self._comes_back = comes_back
 
     def __enter__(self) -> BlockingCall:
@@ -119,18 +143,53 @@ class BlockingCall:
             leaving.cancel()
             await asyncio.gather(ending, leaving, return_exceptions=True)
 
+    async def happened(self, block_s: float) -> list[Event]:
+        """What is new of the task, waiting for it up to `block_s`; `task` is as new.
+
+        Makes its worker tell progress and draw previews. Raises TimeoutError, StoreUnavailable,
+        TaskNotFound.
+        """
+        if time.monotonic() > self._begun_at + MAX_CALL_S:
+            raise TimeoutError
+        services = self._calls.services
+        events = await _patiently(lambda: services.events(self.task, self._after, block_s))
+        if events:
+            self._after = events[-1].id
+        if not events or any(event.type == "status" for event in events):
+            self.task = await _patiently(lambda: services.task(self.task.id, self.owner))
+        return events
+
     async def _ended(self) -> Task:
-        away_since: float | None = None
+        services = self._calls.services
         while self.task.status not in TERMINAL:
-            try:
-                self.task = await self._calls.services.wait(self.task, self.owner, _ROUND_S)
-                away_since = None
-            except StoreUnavailable:
-                away_since = away_since or time.monotonic()
-                if time.monotonic() - away_since > STORE_PATIENCE_S:
-                    raise
-                await asyncio.sleep(_RETRY_S)
+            self.task = await _patiently(lambda: services.wait(self.task, self.owner, _ROUND_S))
         return self.task
+
+
+class StreamedCall(StreamingResponse):
+    """Answers a call bit by bit; a reader who goes away has left it."""
+
+    def __init__(self, call: BlockingCall, content: AsyncIterator[bytes]) -> None:
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        super().__init__(content, media_type="text/event-stream", headers=headers)
+        self._call = call
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._call:
+            await super().__call__(scope, receive, send)
+
+
+async def _patiently(ask: Callable[[], Awaitable[T]]) -> T:
+    """The answer of a store that may be away for a while."""
+    away_since: float | None = None
+    while True:
+        try:
+            return await ask()
+        except StoreUnavailable:
+            away_since = away_since or time.monotonic()
+            if time.monotonic() - away_since > STORE_PATIENCE_S:
+                raise
+        await asyncio.sleep(_RETRY_S)
 
 
 async def _disconnected(request: Request) -> None:

@@ -61,6 +61,18 @@ class CallerGone(Exception):
     """The caller closed its connection; nobody reads the answer."""
 
 
+class TaskFailed(Exception):
+    """The task that a caller waited for failed, all its attempts."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class TaskCanceled(Exception):
+    """The task that a caller waited for was canceled by somebody."""
+
+
 class BodyTooLarge(HTTPException):
     """Raised while a body is read, past the frameworks that pass on HTTPException only."""
 
@@ -120,6 +132,8 @@ RULES: dict[type[Exception], Rule] = {
         "Too many event streams are open: ask for the task itself, or try again.",
         headers=lambda _: retry_after(5),
     ),
+    TaskCanceled: Rule(409, "task_canceled"),
+    TaskFailed: Rule(500, "task_failed"),
     CallerGone: Rule(499, "caller_gone"),
     StoreUnavailable: Rule(
         503,

@@ -65,13 +65,17 @@ class KeyedRoute(APIRoute):
 
         async def keyed(request: Request) -> Response:
             auth: KeyAuth = request.app.state.auth
-            request.state.owner = auth.owner(request.headers.get(auth.header))
+            request.state.owner = auth.owner(self.given_key(request, auth.header))
             if has_body:
                 _check_content_type(request.headers.get("content-type", ""))
             async with asyncio.timeout(self.timeout_s) as request.state.deadline:
                 return await handler(StrictRequest(request.scope, request.receive))
 
         return keyed
+
+    def given_key(self, request: Request, header: str) -> str | None:
+        """Where this dialect's clients put the key; `header` is the settings' own."""
+        return request.headers.get(header)
 
 
 class UploadRoute(KeyedRoute):
@@ -125,6 +129,13 @@ def _check_content_type(given: str) -> None:
         raise UnsupportedMediaType(
             f"Content-Type must be application/json, given {shown(given) if given else 'none'}"
         )
+
+
+def check_form(request: Request) -> None:
+    """Raises UnsupportedMediaType."""
+    kind = request.headers.get("content-type", "")
+    if kind.partition(";")[0].strip().lower() != "multipart/form-data":
+        raise UnsupportedMediaType(f"Content-Type must be multipart/form-data, given {shown(kind)}")
 
 
 def base_url(request: Request) -> str:

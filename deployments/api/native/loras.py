@@ -11,11 +11,17 @@ from fastapi.responses import StreamingResponse
 from pydantic import ValidationError
 from starlette.datastructures import FormData, UploadFile
 
-from deployments.api.errors import UnsupportedMediaType, shown
 from deployments.api.loras import LoraUpload
 from deployments.api.native import examples, responses
 from deployments.api.native.lora_schema import ImportForm, LoraBody, LoraList, LoraView
-from deployments.api.route import KeyedRoute, OwnerDep, ServicesDep, UploadRoute, base_url
+from deployments.api.route import (
+    KeyedRoute,
+    OwnerDep,
+    ServicesDep,
+    UploadRoute,
+    base_url,
+    check_form,
+)
 from deployments.api.services import Services
 from deployments.loras.model import Filter, Lora, Visibility
 from deployments.loras.store import MAX_PAGE
@@ -62,9 +68,7 @@ async def import_lora(
     ] = None,
 ) -> LoraView:
     """A name that you have already gets another version; older ones can still be asked for."""
-    kind = request.headers.get("content-type", "")
-    if kind.partition(";")[0].strip().lower() != "multipart/form-data":
-        raise UnsupportedMediaType(f"Content-Type must be multipart/form-data, given {shown(kind)}")
+    check_form(request)
     async with request.form(max_files=1, max_fields=20, max_part_size=FORM_BYTES) as form:
         upload = _upload(form, idempotency_key)
         lora = await services.loras.import_file(upload, owner)

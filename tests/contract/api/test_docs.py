@@ -83,6 +83,11 @@ def test_every_route_is_documented_with_examples_that_fit_their_schemas(schema):
         "GET /api/v1/loras/{lora_id}/file",
         "GET /api/v1/loras/{lora_id}/curve",
         "GET /api/v1/loras/{lora_id}/curve.png",
+        "POST /v1/images/generations",
+        "POST /v1/images/edits",
+        "POST /v1/images/variations",
+        "GET /v1/models",
+        "GET /v1/models/{model}",
     }
 
 
@@ -98,10 +103,14 @@ async def test_the_documented_requests_are_accepted(api, schema, monkeypatch):
 
 
 def test_the_key_is_asked_for_by_its_configured_name_and_not_for_health(schema):
-    (scheme,) = schema["components"]["securitySchemes"].values()
-    assert scheme == {"type": "apiKey", "in": "header", "name": "X-My-Key"}
+    schemes = schema["components"]["securitySchemes"]
+    assert schemes == {
+        "ApiKey": {"type": "apiKey", "in": "header", "name": "X-My-Key"},
+        "Bearer": {"type": "http", "scheme": "bearer"},
+    }
     for name, operation in operations(schema):
-        assert bool(operation.get("security")) == ("/api/v1/" in name), name
+        scheme = "Bearer" if " /v1/" in name else "ApiKey"
+        assert operation.get("security") == ([{scheme: []}] if "/v1/" in name else None), name
 
 
 def test_every_documented_field_is_there_with_its_default(schema):
