@@ -17,7 +17,7 @@ async def _drawn(api, path: str, *, worker=None, **request: Any) -> httpx.Respon
             depth = await api.services.store.depth(api.settings.default_model)
             if depth.queued:
                 await (worker or api.finish)(await api.claim())
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.03)
     return answering.result()
 
 
