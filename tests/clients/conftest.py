@@ -5,11 +5,11 @@ colours. Everything between the two is the real thing.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import uuid
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -20,10 +20,15 @@ import uvicorn
 from configs.settings import Settings
 from deployments.api.app import create_app, open_services
 from deployments.cli.demo import free_port
-from deployments.local import LocalRedis
+from deployments.generator import Generator
+from deployments.local import LocalRedis, local_redis_url
 from deployments.tasks.image import ImageJob
 from deployments.tasks.model import Claimed, Output
+from pipelines.components import Components
 from pipelines.images import encode_image
+from tests.unit.pipelines import conftest as checkpoints
+
+sd_folder, sd = checkpoints.sd_folder, checkpoints.sd
 
 KEY = "your_api_key"
 
@@ -116,25 +121,56 @@ def callback_port() -> int:
 @pytest.fixture(scope="session")
 def served(tmp_path_factory: pytest.TempPathFactory, callback_port: int) -> Iterator[Served]:
     """The application with the key of the document, drawing at once."""
-    data_dir: Path = tmp_path_factory.mktemp("served")
-    port = free_port()
     settings = Settings(
-        data_dir=data_dir,
-        http={"port": port},
+        data_dir=tmp_path_factory.mktemp("served"),
+        http={"port": free_port()},
         api={"keys": [KEY]},
         callbacks={"allowed_private_hosts": [f"127.0.0.1:{callback_port}"], "backoff_s": 0.1},
     )
-    redis = LocalRedis(data_dir)
+    with serving(settings, lambda: FlatPainter(settings).run()) as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory: pytest.TempPathFactory, sd: Components) -> Iterator[Served]:
+    """The application with a real Generator of a tiny model, `tiny`."""
+    settings = Settings(
+        data_dir=tmp_path_factory.mktemp("drawn"),
+        http={"port": free_port(), "disconnect_grace_s": 0.1},
+        api={"keys": [KEY]},
+        models={"tiny": {"width": 64, "height": 64, "num_inference_steps": 4, "max_rows": 4}},
+        tasks={"heartbeat_s": 0.05},
+    )
+    with serving(settings, lambda: _generate(settings, sd)) as found:
+        yield found
+
+
+async def _generate(settings: Settings, components: Components) -> None:
+    redis_url = local_redis_url(settings.data_dir)
+    generator = Generator(settings, "tiny", redis_url=redis_url, components=components)
+    try:
+        await asyncio.Event().wait()
+    finally:
+        await generator.drain()
+
+
+@contextlib.contextmanager
+def serving(
+    settings: Settings, worker: Callable[[], Coroutine[Any, Any, None]]
+) -> Iterator[Served]:
+    """The application on its port, and that worker beside it."""
+    redis = LocalRedis(settings.data_dir)
     redis.start()
+    port = settings.http.port
     config = uvicorn.Config(create_app(settings), host="127.0.0.1", port=port, log_level="warning")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
-    painter = Background(lambda: FlatPainter(settings).run())
+    background = Background(worker)
     url = f"http://localhost:{port}"
     _until_it_answers(url)
     yield Served(url, KEY)
-    painter.stop()
+    background.stop()
     server.should_exit = True
     thread.join()
     redis.stop()
