@@ -30,34 +30,11 @@ from pydantic_settings import (
     YamlConfigSettingsSource,
 )
 
+from configs.sampler import SchedulerName
+
 EMBEDDED_MODEL = Path(__file__).resolve().parent.parent / "pipelines" / "embedded"
 
 _config_file: ContextVar[Path | None] = ContextVar("config_file", default=None)
-
-SchedulerName = Literal[
-    "DPMSolverMultistepScheduler",
-    "DPMSolverSDEMultistep",
-    "DPMSolverSinglestepScheduler",
-    "DPMSolverSDESinglestep",
-    "UniPCMultistepScheduler",
-    "DDIMScheduler",
-    "EulerDiscreteScheduler",
-    "EulerAncestralDiscreteScheduler",
-    "PNDMScheduler",
-    "LMSDiscreteScheduler",
-    "HeunDiscreteScheduler",
-    "KDPM2DiscreteScheduler",
-    "KDPM2AncestralDiscreteScheduler",
-    "LCMScheduler",
-    "TCDScheduler",
-]
-"""As `pipelines.samplers.SAMPLERS` has them."""
-
-ScheduleName = Literal[
-    "default", "karras", "exponential", "beta", "sgm_uniform", "align_your_steps"
-]
-"""As `pipelines.sampler_schedule.SCHEDULES` has them."""
-
 
 WebAddress = Annotated[str, StringConstraints(pattern=r"^https?://[^\s/?#@]+(/[^\s?#]*)?$")]
 ApiKey = Annotated[SecretStr, Field(min_length=1, max_length=512)]

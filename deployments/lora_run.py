@@ -20,7 +20,7 @@ from deployments.lora_task import Attempt, Refused, Report, StepDone, Trained
 from deployments.pictures import patiently
 from deployments.storage import open_store
 from deployments.storage.store import ObjectNotFound
-from deployments.tasks.image import OUTPUT_PREFIX
+from deployments.tasks.image import output_key
 from deployments.tasks.model import Output, Progress
 from deployments.tasks.training import (
     Curve,
@@ -167,14 +167,17 @@ class LoraRun:
         self._wait(lambda: self._objects.put_file(checkpoint_key(task_id, fence), path, _FILE))
 
     def _kept(self, file: Path) -> Trained:
-        prefix = f"{OUTPUT_PREFIX}{self._attempt.task_id}/{self._attempt.fence}/"
-        outputs = [Output(key=f"{prefix}lora.safetensors", content_type=_FILE)]
+        task_id, fence = self._attempt.task_id, self._attempt.fence
+        outputs = [Output(key=output_key(task_id, fence, "lora.safetensors"), content_type=_FILE)]
         self._wait(lambda: self._objects.put_file(outputs[0].key, file, _FILE))
         for number, path in enumerate(self._previews):
             with Image.open(path) as picture:
                 width, height = picture.size
             output = Output(
-                key=f"{prefix}{number}.png", content_type="image/png", width=width, height=height
+                key=output_key(task_id, fence, f"{number}.png"),
+                content_type="image/png",
+                width=width,
+                height=height,
             )
             self._put_picture(output, path)
             outputs.append(output)

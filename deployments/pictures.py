@@ -13,7 +13,7 @@ import numpy as np
 from deployments.log import get_logger
 from deployments.runner import Job
 from deployments.storage.store import ObjectStore, StorageUnavailable
-from deployments.tasks.image import ImageJob
+from deployments.tasks.image import ImageJob, output_key
 from deployments.tasks.model import Output
 from pipelines.engine.request import ImageResult, Mask, Picture
 from pipelines.images import decode_image, encode_image, fit_image, mask_of
@@ -60,7 +60,7 @@ class Pictures:
         return np.asarray(fit_image(image, *size))
 
     async def keep(self, job: ImageJob, run: Job, results: list[ImageResult]) -> list[Output]:
-        """Encode and upload under keys of this attempt alone, so that a late writer harms none."""
+        """Encode and upload under keys of this attempt alone."""
         keep = [
             asyncio.create_task(self._keep_one(job, run, index, result))
             for index, result in enumerate(results)
@@ -76,7 +76,7 @@ class Pictures:
     async def _keep_one(self, job: ImageJob, run: Job, index: int, result: ImageResult) -> Output:
         data, content_type = await asyncio.to_thread(encoded_picture, job, index, result)
         extension = "jpg" if job.output_format == "jpeg" else job.output_format
-        key = f"results/{run.task.id}/{run.claim.fence}/{index}.{extension}"
+        key = output_key(run.task.id, run.claim.fence, f"{index}.{extension}")
         await patiently(lambda: self._objects.put(key, data, content_type))
         return Output(
             key=key,

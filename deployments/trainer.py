@@ -23,7 +23,7 @@ from deployments.runner import Job, TaskRunner
 from deployments.storage import open_store
 from deployments.storage.store import ObjectStore
 from deployments.tasks.errors import StoreUnavailable
-from deployments.tasks.image import OUTPUT_PREFIX
+from deployments.tasks.image import output_key
 from deployments.tasks.model import Output, Task
 from deployments.tasks.store import TaskStore
 from deployments.tasks.training import LORA_QUEUE, LoraOrder, training_prefix
@@ -133,7 +133,7 @@ class Trainer:
     async def _copied(self, job: Job, lora: Lora) -> Output:
         """The published file as an output of this attempt."""
         version = next(each for each in lora.versions if each.task_id == job.task.id)
-        key = f"{OUTPUT_PREFIX}{job.task.id}/{job.claim.fence}/lora.safetensors"
+        key = output_key(job.task.id, job.claim.fence, "lora.safetensors")
         with tempfile.TemporaryDirectory(prefix="daguerre-") as folder:
             path = Path(folder, "lora.safetensors")
             await patiently(lambda: self._objects.fetch(version.key, path))

@@ -17,7 +17,7 @@ import transformers
 from safetensors import SafetensorError, safe_open
 
 from pipelines.errors import ModelError
-from pipelines.weight_file import PICKLES
+from pipelines.weight_file import PICKLES, some
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -231,7 +231,7 @@ def _folder_modules(
         }
         modules[part], info = _load(source, cls, where, part)
         if info["missing_keys"]:
-            raise ModelError(f"{source}: {part} lacks {_some(info['missing_keys'])}")
+            raise ModelError(f"{source}: {part} lacks {some(info['missing_keys'])}")
     return modules
 
 
@@ -267,7 +267,7 @@ def _tiny_vae(source: str, parts: Components) -> Any:
     }
     tiny, info = _load(source, diffusers.AutoencoderTiny, where, None)
     if info["missing_keys"]:
-        raise ModelError(f"{source}: the tiny VAE lacks {_some(info['missing_keys'])}")
+        raise ModelError(f"{source}: the tiny VAE lacks {some(info['missing_keys'])}")
     channels, factor = tiny.config.latent_channels, 2 ** (len(tiny.config.block_out_channels) - 1)
     if (channels, factor) != (parts.vae.config.latent_channels, parts.vae_scale_factor):
         raise ModelError(
@@ -288,7 +288,7 @@ def _load_file(path: Path, config: str | None, dtype: torch.dtype) -> Any:
     if not any(key.startswith("model.diffusion_model.") for key in keys):
         raise ModelError(
             f"{path}: holds no model.diffusion_model.* keys, so it is no full checkpoint "
-            f"(perhaps a LoRA or a VAE); its keys: {_some(keys)}"
+            f"(perhaps a LoRA or a VAE); its keys: {some(keys)}"
         )
     is_xl = any(key.startswith("conditioner.embedders.1.") for key in keys)
     cls = diffusers.StableDiffusionXLPipeline if is_xl else diffusers.StableDiffusionPipeline
@@ -355,16 +355,10 @@ def _check_weights(name: str, module: Any) -> None:
     kind = type(module).__name__
     tensors = dict(module.named_parameters())
     if missing := [key for key, tensor in tensors.items() if tensor.is_meta]:
-        raise ModelError(f"{name}: {kind} lacks {_some(missing)}")
+        raise ModelError(f"{name}: {kind} lacks {some(missing)}")
     broken = [key for key, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
     if broken:
-        raise ModelError(f"{name}: {kind} has NaN or infinite weights in {_some(broken)}")
-
-
-def _some(names: Any) -> str:
-    names = sorted(names)
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
+        raise ModelError(f"{name}: {kind} has NaN or infinite weights in {some(broken)}")
 
 
 def _line(error: BaseException) -> str:

@@ -7,7 +7,8 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from configs.settings import LimitSettings, ModelSettings, ScheduleName, SchedulerName, Settings
+from configs.sampler import SUPPORTED_SCHEDULES, ScheduleName, SchedulerName
+from configs.settings import LimitSettings, ModelSettings, Settings
 from deployments.tasks.field import Real, Text, Whole
 from deployments.tasks.lora import (
     LoraEntry,
@@ -43,6 +44,11 @@ T = TypeVar("T")
 OutputFormat = Literal["png", "jpeg", "webp"]
 Size = tuple[int, int]
 """Width and height, pixels."""
+
+
+def output_key(task_id: str, fence: int, name: str) -> str:
+    """Where an attempt keeps a file: under keys of its own, so that a late writer harms none."""
+    return f"{OUTPUT_PREFIX}{task_id}/{fence}/{name}"
 
 
 class ImageFields(BaseModel):
@@ -153,6 +159,7 @@ class ImageFields(BaseModel):
             raise InvalidRequest("mask_image", "mask_image needs an init_image, given none")
         if self.tiny_decode and preset.tiny_vae is None:
             raise InvalidRequest("tiny_decode", f"tiny_decode: {model} has no tiny VAE, given true")
+        scheduler = self.scheduler or preset.scheduler
         key, size = init_image or (None, None)
         width, height = _init_size(size, limits) if size else self._size(preset, limits)
         return ImageOrder(
@@ -163,12 +170,12 @@ class ImageFields(BaseModel):
             num_images=num_images,
             num_inference_steps=steps,
             guidance_scale=guidance,
-            scheduler=self.scheduler or preset.scheduler,
+            scheduler=scheduler,
             seed=seed,
             init_image_key=key,
             mask_image_key=mask_key,
             strength=strength,
-            schedule=_or(self.schedule, "default"),
+            schedule=_schedule(_or(self.schedule, "default"), scheduler),
             eta=_or(self.eta, 0.0),
             prompt_weighting=_or(self.prompt_weighting, False),
             long_prompt=_or(self.long_prompt, False),
@@ -334,6 +341,15 @@ def _short(limits: LimitSettings, **texts: str) -> None:
 def _within(field: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:
         raise InvalidRequest(field, f"{field} must be {low} to {high}, given {str(value)[:40]}")
+
+
+def _schedule(given: ScheduleName, scheduler: SchedulerName) -> ScheduleName:
+    if given not in (known := SUPPORTED_SCHEDULES[scheduler]):
+        raise InvalidRequest(
+            "schedule",
+            f"schedule must be one of {', '.join(known)} for {scheduler}, given {given}",
+        )
+    return given
 
 
 def _interval(given: tuple[float, float]) -> tuple[float, float]:

@@ -123,6 +123,13 @@ FIELDS: list[Case] = [
     field("idempotency_key", ""),
     field("idempotency_key", "k" * 256),
     field("schedule", "Karras"),
+    (
+        "POST",
+        GENERATE,
+        {"json": {"prompt": "", "scheduler": "LCMScheduler", "schedule": "karras"}},
+        422,
+        "schedule must be one of default for LCMScheduler, given karras",
+    ),
     field("eta", 1.5),
     field("eta", "inf"),
     field("prompt_weighting", "perhaps"),

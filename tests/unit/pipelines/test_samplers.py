@@ -6,6 +6,7 @@ import diffusers
 import pytest
 import torch
 
+from configs.sampler import SUPPORTED_SCHEDULES
 from configs.settings import ModelSettings
 from pipelines.components import Components
 from pipelines.samplers import (
@@ -15,6 +16,7 @@ from pipelines.samplers import (
     max_steps,
     min_steps,
     predicted_x0,
+    supported_schedules,
     takes_eta,
 )
 
@@ -108,3 +110,7 @@ def test_a_config_carries_options_of_other_classes_along_without_effect() -> Non
 def test_settings_offer_exactly_these_samplers() -> None:
     field = ModelSettings.model_fields["scheduler"]
     assert set(field.annotation.__args__) == set(SAMPLERS)  # type: ignore[union-attr]
+
+
+def test_submission_takes_exactly_the_schedules_that_each_sampler_takes() -> None:
+    assert {name: supported_schedules(name) for name in SAMPLERS} == SUPPORTED_SCHEDULES

@@ -97,6 +97,17 @@ def test_a_refusal_names_its_field(field, value):
     assert field in str(refused.value)
 
 
+def test_a_schedule_is_judged_by_the_sampler_that_will_take_it():
+    assert resolve(scheduler="EulerDiscreteScheduler", schedule="karras").schedule == "karras"
+    ddim = SETTINGS.models["embedded"].model_copy(update={"scheduler": "DDIMScheduler"})
+    settings = SETTINGS.model_copy(update={"models": {"embedded": ddim}})
+    for fields in ({}, {"scheduler": "DDIMScheduler"}):
+        with pytest.raises(InvalidRequest) as refused:
+            resolve(settings, schedule="karras", **fields)
+        assert refused.value.field == "schedule"
+        assert "default, sgm_uniform for DDIMScheduler, given karras" in str(refused.value)
+
+
 def test_parameters_draw_the_same_picture_again():
     job = direct(prompt="a fox", seed=5, num_images=3)
     again = {key: value for key, value in job.parameters(2).items() if key != "model"}
