@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,28 +13,12 @@ import torch
 
 from pipelines.components import Components
 from pipelines.diffusion import Diffusion, ImageState
-from pipelines.engine.engine import Engine, Failure, Outcome
-from pipelines.engine.request import ImageRequest, ImageResult, Picture
+from pipelines.engine.request import ImageRequest, Picture
+from tests.unit.pipelines.engine.conftest import draw
 
 MakeRequest = Callable[..., ImageRequest]
 MakeImage = Callable[..., Picture]
 Plain = Callable[..., Picture]
-
-
-def draw(
-    components: Components, arrivals: Sequence[Sequence[ImageRequest]], max_rows: int = 16
-) -> dict[str, Picture]:
-    """Runs an engine; `arrivals[i]` are added before step i. Pictures by request id."""
-    outcomes: list[Outcome] = []
-    engine = Engine(components, max_rows=max_rows, report=outcomes.append)
-    for requests in arrivals:
-        for request in requests:
-            engine.add(request)
-        engine.step()
-    while not engine.idle:
-        engine.step()
-    assert [o for o in outcomes if isinstance(o, Failure)] == []
-    return {o.request_id: o.picture for o in outcomes if isinstance(o, ImageResult)}
 
 
 def apart(picture: Picture, other: Picture) -> int:

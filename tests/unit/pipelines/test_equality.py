@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
 from pipelines.components import Components
-from pipelines.engine.engine import Engine, Failure, Outcome
-from pipelines.engine.request import ImageRequest, ImageResult, Mask, Picture
+from pipelines.engine.request import ImageRequest, Mask, Picture
 from pipelines.samplers import SAMPLERS
+from tests.unit.pipelines.engine.conftest import draw
 
 # diffusers' KDPM2 takes the numpy logarithm of torch tensors
 pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning")
@@ -21,22 +21,6 @@ Plain = Callable[[Components, ImageRequest], Picture]
 MakeRequest = Callable[..., ImageRequest]
 MakeImage = Callable[..., Picture]
 MakeMask = Callable[..., Mask]
-
-
-def draw(
-    components: Components, arrivals: Sequence[Sequence[ImageRequest]], max_rows: int = 16
-) -> dict[str, Picture]:
-    """Runs an engine; `arrivals[i]` are added before step i. Pictures by request id."""
-    outcomes: list[Outcome] = []
-    engine = Engine(components, max_rows=max_rows, report=outcomes.append)
-    for requests in arrivals:
-        for request in requests:
-            engine.add(request)
-        engine.step()
-    while not engine.idle:
-        engine.step()
-    assert [o for o in outcomes if isinstance(o, Failure)] == []
-    return {o.request_id: o.picture for o in outcomes if isinstance(o, ImageResult)}
 
 
 def levels_apart(picture: Picture, other: Picture, mask: Mask | None = None) -> int:

@@ -16,7 +16,6 @@ from safetensors.torch import save_file
 
 import pipelines.loader
 from pipelines.components import Components
-from pipelines.engine.engine import Engine
 from pipelines.engine.request import (
     ControlUse,
     ImageRequest,
@@ -77,30 +76,17 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     return opened
 
 
-def new_run(model: Components, slots: Slots | None = None) -> Run:
-    run = Run(model)
-    run.engine = Engine(model, slots=slots or Slots(), report=run.outcomes.append)
-    return run
-
-
-def finish(run: Run) -> None:
-    ends_at = time.monotonic() + 60
-    while not run.engine.idle:
-        assert time.monotonic() < ends_at, "the engine does not come to an end"
-        run.engine.step()
-
-
 def test_the_batch_goes_on_while_a_control_is_loaded(
     sd: Components, make_request: MakeRequest, control: MakeControl, gate: threading.Event
 ) -> None:
     guided, plain = make_request(controls=(control(1),)), make_request()
-    run = new_run(sd)
+    run = Run(sd)
     run.add(guided, plain)
     run.steps(plain.num_inference_steps + 1)
     assert run.result(plain)
     assert not run.ends(guided)
     gate.set()
-    finish(run)
+    run.finish()
     assert run.result(guided)
 
 
@@ -115,7 +101,7 @@ def test_a_lora_does_not_wait_behind_a_control(
     save_file(kohya_layout(random_lora(model, 1, layers=attention)), tmp_path / "lora.safetensors")
     guided = make_request(controls=(control(1),))
     worn = make_request(loras=(LoraUse(tmp_path / "lora.safetensors"),))
-    run = new_run(model)
+    run = Run(model)
     run.add(guided)
     while not run.engine.loader.controls.resident:
         run.engine.step()
@@ -126,7 +112,7 @@ def test_a_lora_does_not_wait_behind_a_control(
         run.engine.step()
     assert run.result(worn)
     gate.set()
-    finish(run)
+    run.finish()
     assert run.result(guided)
 
 
@@ -134,9 +120,9 @@ def test_requests_of_one_control_share_it(
     sd: Components, make_request: MakeRequest, control: MakeControl, loads: list[Path]
 ) -> None:
     requests = [make_request(seed=i, controls=(control(1), control(1))) for i in range(3)]
-    run = new_run(sd, Slots(controls=2))
+    run = Run(sd, slots=Slots(controls=2))
     run.add(*requests)
-    finish(run)
+    run.finish()
     assert all(run.result(request) for request in requests)
     assert len(loads) == 1
     assert len(run.engine.loader.controls.resident) == 1
@@ -146,9 +132,9 @@ def test_requests_take_turns_where_slots_are_fewer_than_controls(
     sd: Components, make_request: MakeRequest, control: MakeControl, loads: list[Path]
 ) -> None:
     requests = [make_request(seed=1, controls=(control(i),)) for i in range(3)]
-    run = new_run(sd, Slots(controls=1))
+    run = Run(sd, slots=Slots(controls=1))
     run.add(*requests)
-    finish(run)
+    run.finish()
     pictures = [run.result(request).picture.astype(int) for request in requests]
     assert all(np.abs(a - b).max() > 10 for a, b in itertools.combinations(pictures, 2))
     assert len(loads) == 3
@@ -160,12 +146,12 @@ def test_a_control_is_not_taken_from_a_request_that_runs(
 ) -> None:
     first = make_request(controls=(control(1),), num_inference_steps=6)
     second = make_request(controls=(control(2),), num_inference_steps=2)
-    run = new_run(sd, Slots(controls=1))
+    run = Run(sd, slots=Slots(controls=1))
     run.add(first)
     while not run.events(first):
         run.engine.step()
     run.add(second)
-    finish(run)
+    run.finish()
     ends = [o.request_id for o in run.outcomes if isinstance(o, ImageResult)]
     assert ends == [first.id, second.id]
 
@@ -206,9 +192,9 @@ def test_a_file_that_does_not_load_fails_its_request_alone_and_may_be_mended(
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-100])
     victim, other = make_request(controls=(use,)), make_request(controls=(control(2),))
-    run = new_run(sd)
+    run = Run(sd)
     run.add(victim, other)
-    finish(run)
+    run.finish()
     error = run.error(victim)
     assert isinstance(error, InvalidRequest)
     assert error.field == "controls"
@@ -217,7 +203,7 @@ def test_a_file_that_does_not_load_fails_its_request_alone_and_may_be_mended(
     weights.write_bytes(whole)
     again = make_request(controls=(use,))
     run.add(again)
-    finish(run)
+    run.finish()
     assert run.result(again)
 
 
@@ -231,9 +217,9 @@ def test_an_adapter_that_does_not_load_is_blamed_on_its_field(
     path = save_ip_adapter(xl, tmp_path / "of-xl.safetensors", "standard", 1)
     use = IPAdapterUse(path, save_encoder(tmp_path / "encoder"), init_image())
     request = make_request(ip_adapters=(use,))
-    run = new_run(sd)
+    run = Run(sd)
     run.add(request)
-    finish(run)
+    run.finish()
     error = run.error(request)
     assert isinstance(error, InvalidRequest)
     assert error.field == "ip_adapters"
@@ -244,7 +230,7 @@ def test_a_request_canceled_while_its_control_is_loaded_holds_nothing(
     sd: Components, make_request: MakeRequest, control: MakeControl, gate: threading.Event
 ) -> None:
     request = make_request(controls=(control(1),))
-    run = new_run(sd, Slots(controls=1))
+    run = Run(sd, slots=Slots(controls=1))
     run.add(request)
     run.steps(3)
     run.engine.cancel(request.id)
@@ -253,7 +239,7 @@ def test_a_request_canceled_while_its_control_is_loaded_holds_nothing(
     gate.set()
     after = make_request(controls=(control(2),))
     run.add(after)
-    finish(run)
+    run.finish()
     assert run.result(after)
 
 

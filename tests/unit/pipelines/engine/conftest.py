@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 
 import pytest
 
 from pipelines.components import Components
 from pipelines.engine.engine import Engine, Failure, Outcome
 from pipelines.engine.request import EngineEvent, EventKind, ImageRequest, ImageResult, Picture
+from pipelines.loader import SLOTS, Slots
 
 
 class Run:
     """An engine and all it reported."""
 
-    def __init__(self, components: Components, max_rows: int = 16) -> None:
+    def __init__(self, components: Components, max_rows: int = 16, *, slots: Slots = SLOTS) -> None:
         self.outcomes: list[Outcome] = []
-        self.engine = Engine(components, max_rows=max_rows, report=self.outcomes.append)
+        self.engine = Engine(
+            components, max_rows=max_rows, slots=slots, report=self.outcomes.append
+        )
 
     def add(self, *requests: ImageRequest) -> None:
         for request in requests:
@@ -27,11 +31,11 @@ class Run:
             self.engine.step()
 
     def finish(self) -> None:
-        for _ in range(1000):
-            if self.engine.idle:
-                return
+        """By time, not by steps: files are read beside them."""
+        ends_at = time.monotonic() + 60
+        while not self.engine.idle:
+            assert time.monotonic() < ends_at, "the engine does not come to an end"
             self.engine.step()
-        raise AssertionError("the engine does not come to an end")
 
     def events(self, request: ImageRequest, kind: EventKind = EventKind.STEP) -> list[EngineEvent]:
         return [
@@ -55,6 +59,20 @@ class Run:
         return [o for o in ends if o.request_id == request.id]
 
 
+def draw(
+    components: Components, arrivals: Sequence[Sequence[ImageRequest]], max_rows: int = 16
+) -> dict[str, Picture]:
+    """The pictures by request id; `arrivals[i]` are added before step i."""
+    run = Run(components, max_rows)
+    for requests in arrivals:
+        run.add(*requests)
+        run.steps(1)
+    run.finish()
+    return {
+        request.id: run.result(request).picture for requests in arrivals for request in requests
+    }
+
+
 @pytest.fixture
 def new_run() -> type[Run]:
     return Run
@@ -65,9 +83,6 @@ def picture_alone() -> Callable[[Components, ImageRequest], Picture]:
     """The picture of a request that has the engine to itself."""
 
     def draw(components: Components, request: ImageRequest) -> Picture:
-        run = Run(components)
-        run.add(request)
-        run.finish()
-        return run.result(request).picture
+        return draw(components, [[request]])[request.id]
 
     return draw

@@ -59,19 +59,6 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     return opened
 
 
-def new_run(model: Components, slots: int = 16) -> Run:
-    run = Run(model)
-    run.engine = type(run.engine)(model, slots=Slots(loras=slots), report=run.outcomes.append)
-    return run
-
-
-def finish(run: Run) -> None:
-    ends_at = time.monotonic() + 60
-    while not run.engine.idle:
-        assert time.monotonic() < ends_at, "the engine does not come to an end"
-        run.engine.step()
-
-
 def differ(one: Picture, other: Picture) -> bool:
     return int(np.abs(one.astype(int) - other.astype(int)).max()) > 10
 
@@ -80,11 +67,11 @@ def test_an_adapter_changes_its_own_picture_and_no_other(
     model: Components, make_request: MakeRequest, lora: MakeLora
 ) -> None:
     plain, worn = make_request(seed=1), make_request(seed=1, loras=(LoraUse(lora(1)),))
-    first, second = new_run(model), new_run(model)
+    first, second = Run(model), Run(model)
     first.add(plain)
-    finish(first)
+    first.finish()
     second.add(worn, plain)
-    finish(second)
+    second.finish()
     alone = first.result(plain).picture
     assert np.abs(second.result(plain).picture.astype(int) - alone.astype(int)).max() <= 1
     assert differ(second.result(worn).picture, alone)
@@ -94,14 +81,14 @@ def test_the_batch_goes_on_while_an_adapter_is_read(
     model: Components, make_request: MakeRequest, lora: MakeLora, gate: threading.Event
 ) -> None:
     worn, plain = make_request(loras=(LoraUse(lora(1)),)), make_request()
-    run = new_run(model)
+    run = Run(model)
     run.add(worn, plain)
     run.steps(len(run.events(plain)) + plain.num_inference_steps + 1)
     assert run.result(plain)
     assert not run.ends(worn)
     assert run.engine.stalled
     gate.set()
-    finish(run)
+    run.finish()
     assert run.result(worn)
 
 
@@ -111,9 +98,9 @@ def test_a_file_that_is_no_adapter_fails_its_request_alone_and_says_why(
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(b"not a safetensors file")
     victim, other = make_request(loras=(LoraUse(broken),)), make_request()
-    run = new_run(model)
+    run = Run(model)
     run.add(victim, other)
-    finish(run)
+    run.finish()
     error = run.error(victim)
     assert isinstance(error, InvalidRequest)
     assert error.field == "lora"
@@ -124,7 +111,7 @@ def test_a_file_that_is_no_adapter_fails_its_request_alone_and_says_why(
 def test_more_adapters_than_slots_on_one_request_are_refused(
     model: Components, make_request: MakeRequest, lora: MakeLora
 ) -> None:
-    run = new_run(model, slots=1)
+    run = Run(model, slots=Slots(loras=1))
     with pytest.raises(InvalidRequest, match="at most 1 entries, got 2"):
         run.add(make_request(loras=(LoraUse(lora(1)), LoraUse(lora(2)))))
     assert run.engine.idle
@@ -134,9 +121,9 @@ def test_requests_take_turns_where_slots_are_fewer_than_adapters(
     model: Components, make_request: MakeRequest, lora: MakeLora
 ) -> None:
     requests = [make_request(seed=i, loras=(LoraUse(lora(i)),)) for i in range(5)]
-    run = new_run(model, slots=2)
+    run = Run(model, slots=Slots(loras=2))
     run.add(*requests)
-    finish(run)
+    run.finish()
     pictures = [run.result(request).picture for request in requests]
     assert all(differ(one, other) for one, other in itertools.pairwise(pictures))
     assert len(run.engine.loader.loras.resident) == 2
@@ -150,10 +137,10 @@ def test_adapters_are_read_and_slots_are_given_by_priority_then_age(
         make_request(loras=worn, priority=priority)
         for worn, priority in zip(uses, (0, 0, 0, 5, 1), strict=True)
     ]
-    run = new_run(model, slots=1)
+    run = Run(model, slots=Slots(loras=1))
     run.add(*requests)
     gate.set()
-    finish(run)
+    run.finish()
     order = [o.request_id for o in run.outcomes if isinstance(o, ImageResult)]
     order.remove(requests[0].id)  # it may have been read before the others came
     assert order == [requests[i].id for i in (3, 4, 1, 2)]
@@ -165,14 +152,14 @@ def test_a_request_that_waits_for_slots_is_passed_by_a_more_urgent_one(
     running, early, urgent = (
         make_request(loras=(LoraUse(lora(i)),), priority=i) for i in (0, 1, 2)
     )
-    run = new_run(model, slots=1)
+    run = Run(model, slots=Slots(loras=1))
     run.add(running)
     while not run.events(running):
         run.engine.step()
     run.add(early, urgent)
     while run.engine.loader.reading:
         time.sleep(0.01)
-    finish(run)
+    run.finish()
     ended = [o.request_id for o in run.outcomes if isinstance(o, ImageResult)]
     assert ended == [running.id, urgent.id, early.id]
 
@@ -181,7 +168,7 @@ def test_a_request_canceled_while_its_adapter_is_read_ends_and_holds_nothing(
     model: Components, make_request: MakeRequest, lora: MakeLora, gate: threading.Event
 ) -> None:
     request = make_request(loras=(LoraUse(lora(1)),))
-    run = new_run(model)
+    run = Run(model)
     run.add(request)
     run.engine.cancel(request.id)
     run.steps(1)
@@ -190,7 +177,7 @@ def test_a_request_canceled_while_its_adapter_is_read_ends_and_holds_nothing(
     gate.set()
     after = make_request(loras=(LoraUse(lora(2)),))
     run.add(after)
-    finish(run)
+    run.finish()
     assert run.result(after)
     assert run.engine.loader.loras.resident == run.engine.loader.loras.resident[-1:]
 
