@@ -19,7 +19,7 @@ from pipelines.diffusion.latents import MomentsCache, vae_batch
 from pipelines.diffusion.prepare import prepare
 from pipelines.diffusion.state import ImageState
 from pipelines.engine.request import ImageRequest, Picture
-from pipelines.engine.scheduler import BatchKey
+from pipelines.engine.ticket import BatchKey
 from pipelines.ip_adapter.image import ImageTokensCache
 from pipelines.loader import Loader
 from pipelines.prompt import PromptCache

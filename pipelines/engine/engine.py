@@ -26,8 +26,9 @@ from pipelines.engine.request import (
     ImageResult,
     Picture,
 )
-from pipelines.engine.scheduler import Scheduler, Ticket
+from pipelines.engine.scheduler import Scheduler
 from pipelines.engine.snapshot import Snapshot, resume, take_snapshot
+from pipelines.engine.ticket import Ticket
 from pipelines.errors import InvalidRequest, RequestCanceled, explained
 from pipelines.loader import SLOTS, Loader, Slots, brings_files
 
@@ -110,10 +111,8 @@ class Engine:
             self._enter(request)
 
     def _enter(self, request: ImageRequest) -> None:
-        key = self.diffusion.batch_key(request)
-        self.scheduler.add(
-            Ticket(request.id, key, row_count(self.components, request), request.priority)
-        )
+        key, rows = self.diffusion.batch_key(request), row_count(self.components, request)
+        self.scheduler.add(Ticket(request.id, key, rows, request.priority, request.deep_cache))
 
     def cancel(self, request_id: str) -> None:
         """Ends a request at the next step, before any more rows are run for it."""

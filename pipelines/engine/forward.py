@@ -10,7 +10,8 @@ import torch
 
 from pipelines.diffusion import Diffusion, ImageState
 from pipelines.engine.profile import StepProfile
-from pipelines.engine.scheduler import BatchKey, Scheduler
+from pipelines.engine.scheduler import Scheduler
+from pipelines.engine.ticket import BatchKey
 from pipelines.errors import explained
 
 log = logging.getLogger("ray.serve.daguerre.engine")

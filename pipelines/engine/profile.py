@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipelines.engine.scheduler import BatchKey
+from pipelines.engine.ticket import BatchKey
 
 log = logging.getLogger("ray.serve.daguerre.engine")
 

@@ -3,8 +3,9 @@
 Requests wait and run per batch key. Within a key, admission is by priority, then age; a request
 gains a priority for every `ageing_s` that it waits, so none waits for ever. Nobody overtakes a
 request that does not fit yet; for one of higher priority, running ones are parked until there is
-room for them again. Between keys, deficit round robin shares the device: every key with work gets
-the same share of compute, so no picture size blocks another.
+room for them again. One that reuses deep features joins at a full step of others of its period, so
+that they share forwards, where that takes nobody's rows. Between keys, deficit round robin shares
+the device: every key with work gets the same share of compute, so no picture size blocks another.
 """
 
 from __future__ import annotations
@@ -15,32 +16,10 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+from pipelines.engine.ticket import BatchKey, Ticket
+
 AGEING_S = 30.0
 """So much waiting makes up for one priority."""
-
-
-@dataclass(frozen=True)
-class BatchKey:
-    """What rows must have in common to share one UNet forward. Nothing else matters."""
-
-    model: str
-    height: int
-    """Latent rows."""
-    width: int
-    """Latent columns."""
-    in_channels: int
-    dtype: str
-
-
-@dataclass(frozen=True)
-class Ticket:
-    """A request as the scheduler sees it."""
-
-    id: str
-    key: BatchKey
-    rows: int
-    """UNet rows of its dearest step: 2 with guidance, else 1."""
-    priority: int = 0
 
 
 @dataclass(frozen=True)
@@ -65,6 +44,16 @@ class _Entry:
     """When it came, put off by the time that it ran in between."""
     joined: float = 0.0
     """While it runs: since when."""
+    steps: int = 0
+    """Of the batches, those it was in."""
+    held: int = 0
+    """Schedules that it waited only to run in phase with others."""
+
+    @property
+    def phase(self) -> tuple[int, int]:
+        """Entries of equal phases are full, and shallow, at the same steps."""
+        period = self.ticket.deep_cache
+        return period, self.steps % period
 
 
 @dataclass
@@ -183,10 +172,12 @@ class Scheduler:
             self._admit(key, lane, now, admitted, parked)
         admitted.sort(key=self._rank)
         turn = self._next_key()
-        batch = tuple(self._lanes[turn].running) if turn is not None else ()
+        batch = self._lanes[turn].running if turn is not None else {}
+        for entry in batch.values():
+            entry.steps += 1
         return Schedule(
             tuple(entry.ticket.id for entry in admitted),
-            batch,
+            tuple(batch),
             tuple(entry.ticket.id for entry in parked),
         )
 
@@ -198,8 +189,9 @@ class Scheduler:
         admitted: list[_Entry],
         parked: list[_Entry],
     ) -> None:
-        while lane.waiting:
-            entry, victims = lane.waiting[0], list[_Entry]()
+        held = self._out_of_phase(key, lane)
+        while entry := next((e for e in lane.waiting if e not in held), None):
+            victims = list[_Entry]()
             if lane.rows + entry.ticket.rows > self.limit(key):
                 # one that only its age brought to the front parks nobody: the urgent pass it
                 entry = max(lane.waiting, key=lambda e: (e.ticket.priority, -e.arrival))
@@ -211,6 +203,24 @@ class Scheduler:
             parked += victims
             self._join(key, lane, entry, now)
             admitted.append(entry)
+
+    def _out_of_phase(self, key: BatchKey, lane: _Lane) -> list[_Entry]:
+        """Those that wait for a full step of others of their period, at most period - 1 schedules.
+
+        None where there is no room for all that wait: holding one would delay another.
+        """
+        room = self.limit(key) - lane.rows
+        if len(lane.waiting) > room or sum(e.ticket.rows for e in lane.waiting) > room:
+            return []
+        phases = {entry.phase for entry in lane.running.values()}
+        periods = {period for period, _ in phases}
+        held = []
+        for entry in lane.waiting:
+            period, _ = entry.phase
+            if period in periods and entry.phase not in phases and entry.held < period - 1:
+                entry.held += 1
+                held.append(entry)
+        return held
 
     def _less_urgent(self, key: BatchKey, lane: _Lane, entry: _Entry) -> list[_Entry]:
         """Running requests of lower priority whose rows this one needs; none if they are too few.

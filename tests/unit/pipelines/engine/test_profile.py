@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from pipelines.engine.profile import ENOUGH, REMEASURE, StepProfile
-from pipelines.engine.scheduler import BatchKey, Scheduler, Ticket
+from pipelines.engine.scheduler import Scheduler
+from pipelines.engine.ticket import BatchKey, Ticket
 
 KEY = BatchKey(model="sd", height=64, width=64, in_channels=4, dtype="float32")
 OTHER = BatchKey(model="sd", height=32, width=32, in_channels=4, dtype="float32")

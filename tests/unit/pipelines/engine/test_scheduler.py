@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.engine.scheduler import BatchKey, Schedule, Scheduler, Ticket
+from pipelines.engine.scheduler import Schedule, Scheduler
+from pipelines.engine.ticket import BatchKey, Ticket
 
 
 def key(side: int = 64) -> BatchKey:
