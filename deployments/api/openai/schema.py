@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from configs.settings import SchedulerName, Settings
+from configs.sampler import SchedulerName
+from configs.settings import Settings
 from deployments.api.openai import examples
 from deployments.api.openai.errors import Refusal
 from deployments.api.services import Submission
