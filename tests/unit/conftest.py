@@ -4,7 +4,12 @@ import socket
 import sys
 from typing import Any
 
+import hypothesis
 import pytest
+
+# how long an example takes says nothing on a machine that does other things too
+hypothesis.settings.register_profile("unit", deadline=None)
+hypothesis.settings.load_profile("unit")
 
 
 @pytest.fixture(autouse=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -122,14 +123,14 @@ def plain_picture(
 ) -> Picture:
     """What a user of plain diffusers gets for a request with ControlNets and IP-Adapters."""
     controls = request.controls if controls is None else controls
-    nets = [diffusers.ControlNetModel.from_pretrained(use.path) for use in controls]
+    nets = [_control_net(use.path) for use in controls]
     mode = "Inpaint" if request.mask is not None else "Img2Img" if _starts(request) else ""
     family = "StableDiffusionXL" if components.is_xl else "StableDiffusion"
     cls = getattr(diffusers, f"{family}{'ControlNet' if nets else ''}{mode}Pipeline")
     extra: dict[str, Any] = {"controlnet": nets if len(nets) > 1 else nets[0]} if nets else {}
-    pipe = cls.from_pretrained(folder, **extra)
+    # adapters change the UNet alone: the other modules are shared
+    pipe = cls.from_pipe(_pipeline(folder), unet=copy.deepcopy(components.unet), **extra)
     pipe.set_progress_bar_config(disable=True)
-    pipe.register_modules(unet=copy.deepcopy(components.unet))
     sampler = SAMPLERS[request.scheduler]
     pipe.scheduler = sampler.scheduler_class.from_config(pipe.scheduler.config, **sampler.options)
     arguments = _arguments(request) | _control_arguments(request, controls)
@@ -138,6 +139,21 @@ def plain_picture(
     if request.ip_adapters:
         arguments |= _with_ip_adapters(pipe, request.ip_adapters)
     return np.asarray(pipe(**arguments).images[0])
+
+
+@functools.cache
+def _pipeline(folder: Path) -> Any:
+    return diffusers.AutoPipelineForText2Image.from_pretrained(folder)
+
+
+@functools.lru_cache(maxsize=16)
+def _control_net(folder: Path) -> Any:
+    return diffusers.ControlNetModel.from_pretrained(folder)
+
+
+@functools.cache
+def _image_encoder(folder: Path) -> Any:
+    return transformers.CLIPVisionModelWithProjection.from_pretrained(folder)
 
 
 def _starts(request: ImageRequest) -> bool:
@@ -193,8 +209,7 @@ def _control_arguments(request: ImageRequest, controls: tuple[ControlUse, ...]) 
 
 def _with_ip_adapters(pipe: Any, uses: tuple[IPAdapterUse, ...]) -> dict[str, Any]:
     """Adapters loaded, and the further arguments of the call."""
-    encoder = transformers.CLIPVisionModelWithProjection.from_pretrained(uses[0].image_encoder)
-    pipe.register_modules(image_encoder=encoder)
+    pipe.register_modules(image_encoder=_image_encoder(uses[0].image_encoder))
     pipe.load_ip_adapter(
         [str(use.path.parent) for use in uses],
         subfolder="",

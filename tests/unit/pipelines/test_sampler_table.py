@@ -128,7 +128,7 @@ def by_diffusers(case: Case) -> Path:
 
 
 def table_of(case: Case) -> SamplerTable | None:
-    order = scheduler_of(case).order
+    order = from_config(case.sampler, case.base).order
     return sampler_table(
         case.sampler,
         case.config,

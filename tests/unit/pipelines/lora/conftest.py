@@ -41,7 +41,7 @@ def save(tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def wearing(sd_folder: Path, xl_folder: Path) -> Callable[[Components, Wear], Any]:
     """A diffusers pipeline with adapters loaded and set; the next call takes them off again."""
 
