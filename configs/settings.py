@@ -203,6 +203,7 @@ class LimitSettings(Section):
     max_lora_cache_bytes: int = Field(
         10 * 2**30, ge=0, description="Of the LoRA files that a worker's data_dir keeps unused."
     )
+    max_owned_loras: int = Field(1000, ge=1, description="LoRAs of one key; more answer 409.")
     max_queue: int = Field(1000, ge=1, description="Waiting tasks of one queue; more answer 429.")
 
 

@@ -72,7 +72,8 @@ def create_app(
     errors.install(app, WORDINGS)
     key = APIKeyHeader(name=auth.header, scheme_name="ApiKey", auto_error=False)
     trainers = [training.upload_router] if settings.training.enabled else []
-    for keyed in (routes.router, loras.router, loras.upload_router, training.router, *trainers):
+    trained = (training.router, training.task_router, *trainers)
+    for keyed in (routes.router, loras.router, loras.upload_router, *trained):
         app.include_router(keyed, dependencies=[Security(key)] if auth.required else [])
     bearer = HTTPBearer(scheme_name="Bearer", auto_error=False)
     app.include_router(openai.router, dependencies=[Security(bearer)] if auth.required else [])
@@ -122,6 +123,7 @@ def _lifespan(
         try:
             yield
         finally:
+            opened.stopping.set()
             for loop in loops:
                 loop.cancel()
             await asyncio.gather(*loops, return_exceptions=True)

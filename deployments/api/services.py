@@ -25,7 +25,7 @@ from deployments.tasks.exchange import Page
 from deployments.tasks.image import INPUT_PREFIX, MIN_SIDE_PX, ImageFields, Size
 from deployments.tasks.model import TERMINAL, Event, Kind, NewTask, Position, Status, Task
 from deployments.tasks.store import TaskStore
-from deployments.tasks.training import training_prefix
+from deployments.tasks.training import Curve, training_prefix
 from pipelines.errors import InvalidRequest
 from pipelines.images import decode_data_url, decode_image
 
@@ -91,6 +91,8 @@ class Services:
         self.objects = objects
         self.streams = 0
         """Event streams that are being read, and calls that wait for a task's end."""
+        self.stopping = asyncio.Event()
+        """This replica ends: nobody is to be kept waiting."""
         self._decoders = asyncio.Semaphore(_DECODERS)
         self.loras = LoraService(settings, loras, objects, self._decoders)
         self.training = TrainingService(settings, store, objects, loras)
@@ -226,6 +228,24 @@ class Services:
     async def move_to_front(self, task_id: str, owner: str) -> Task:
         """Raises TaskNotFound, NotQueued."""
         return await self.store.move_to_front(_checked_id(task_id), owner=owner)
+
+    async def pause(self, task_id: str, owner: str) -> Task:
+        """At the next step, with a checkpoint. Raises TaskNotFound, NotPausable, AlreadyEnded."""
+        task = await self.store.pause(_checked_id(task_id), owner=owner)
+        TaskLogger(log, task.id).info("paused")
+        return task
+
+    async def resume(self, task_id: str, owner: str) -> Task:
+        """Raises TaskNotFound, NotPaused."""
+        if (await self.task(task_id, owner)).status is Status.PAUSED:
+            await self.training.renew(_checked_id(task_id))
+        task = await self.store.resume(_checked_id(task_id), owner=owner)
+        TaskLogger(log, task.id).info("resumed")
+        return task
+
+    async def curve(self, task_id: str, owner: str) -> Curve:
+        """Of a training's loss. Raises TaskNotFound, NoCurve."""
+        return await self.training.curve_of_task(await self.task(task_id, owner))
 
     async def events(self, task: Task, after: str, block_s: float) -> list[Event]:
         """What happened to a task after an event id; makes its worker tell progress."""
