@@ -14,6 +14,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
+from deployments.drafts.errors import DraftNotFound, Locked, TooManyDrafts
 from deployments.loras.errors import (
     CallConflict,
     LoraNotFound,
@@ -120,6 +121,9 @@ RULES: dict[type[Exception], Rule] = {
     ObjectNotFound: Rule(404, "not_found", "Not Found"),
     LoraNotFound: Rule(404, "lora_not_found"),
     NoCurve: Rule(404, "no_curve"),
+    DraftNotFound: Rule(404, "draft_not_found"),
+    Locked: Rule(409, "locked"),
+    TooManyDrafts: Rule(409, "too_many_drafts"),
     NameTaken: Rule(409, "name_taken"),
     TooManyLoras: Rule(409, "too_many_loras"),
     CallConflict: Rule(409, "file_conflict"),

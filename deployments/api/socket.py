@@ -26,7 +26,7 @@ ENDED, RESTART, COME_BACK = 1000, 1012, 1013
 Open = Callable[[Services, str], Awaitable[AsyncIterator[str]]]
 
 
-async def tell(websocket: WebSocket, opened: Open) -> None:
+async def tell(websocket: WebSocket, opened: Open, key_header: str | None = None) -> None:
     """Send all that `opened(services, owner)` yields; what it raises before answers the handshake.
 
     Ends with the last text, when the client leaves, and when this replica stops. What the client
@@ -34,7 +34,7 @@ async def tell(websocket: WebSocket, opened: Open) -> None:
     """
     services: Services = websocket.app.state.services
     try:
-        owner = _owner(websocket)
+        owner = _owner(websocket, key_header)
         if services.full:
             raise TooManyStreams
         texts = await opened(services, owner)
@@ -78,9 +78,11 @@ async def _left(websocket: WebSocket) -> None:
     raise WebSocketDisconnect(message.get("code", 1005))
 
 
-def _owner(websocket: WebSocket) -> str:
+def _owner(websocket: WebSocket, key_header: str | None) -> str:
     auth: KeyAuth = websocket.app.state.auth
-    return auth.owner(websocket.headers.get(auth.header) or _offered_key(websocket))
+    headers = websocket.headers
+    given = headers.get(auth.header) or (headers.get(key_header) if key_header else None)
+    return auth.owner(given or _offered_key(websocket))
 
 
 def _offered_key(websocket: WebSocket) -> str | None:

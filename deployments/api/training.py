@@ -52,6 +52,8 @@ class NamedPicture:
 
     image: str
     caption: str | None = None
+    name: str | None = None
+    """What a refusal calls it; None: by its place in `pictures`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +69,8 @@ class NewTraining:
     pictures: Sequence[NamedPicture] = ()
     callback_url: str | None = None
     idempotency_key: str | None = None
+    task_id: str | None = None
+    """The task's; the same again makes no other one."""
 
 
 class TrainingService:
@@ -95,7 +99,7 @@ class TrainingService:
         job = new.job
         if "checkpoint_every" not in job.model_fields_set:
             job = job.model_copy(update={"checkpoint_every": self._limits.checkpoint_every})
-        task_id = str(uuid.uuid4())
+        task_id = new.task_id or str(uuid.uuid4())
         async with self._one:
             named = await self._fetched(new.pictures, owner)
             examples = await asyncio.to_thread(self._judged, new, named)
@@ -224,7 +228,7 @@ class TrainingService:
 
         async def one(number: int, picture: NamedPicture) -> Example | None:
             nonlocal left
-            name = f"pictures.{number}"
+            name = picture.name or f"pictures.{number}"
             async with slots:
                 try:
                     data = await self._data(name, picture.image, owner)

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 
 from deployments.api.services import Services
+from deployments.drafts.errors import DraftNotFound
 from deployments.log import TaskLogger, get_logger
 from deployments.storage.store import StorageUnavailable
 from deployments.tasks.errors import StoreUnavailable, TaskNotFound
@@ -34,7 +35,7 @@ def reading(services: Services, task_id: str) -> Iterator[None]:
     services.streams += 1
     try:
         yield
-    except (StoreUnavailable, StorageUnavailable, TaskNotFound) as reason:
+    except (StoreUnavailable, StorageUnavailable, TaskNotFound, DraftNotFound) as reason:
         TaskLogger(log, task_id).info("event stream ends: %r", reason)
         raise StreamCut from reason
     finally:
