@@ -37,6 +37,7 @@ from deployments.tasks.training import (
     LORA_QUEUE,
     Curve,
     LoraOrder,
+    curve_key,
     pictures_key,
     training_prefix,
 )
@@ -333,6 +334,21 @@ async def test_a_drained_trainer_hands_its_training_back_and_the_next_goes_on(
     start()
     await until(lambda: launch.steps(2))
     assert launch.steps(2)[0] > launch.steps(1)[-1]
+    await store.cancel(task.id)
+
+
+async def test_its_curve_is_kept_between_two_checkpoints_as_well(
+    start: Start, train: Train, store: TaskStore, objects: ObjectStore,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(lora_run, "CURVE_EVERY_S", 0.0)
+    start()
+    task = await train(steps=ENDLESS, checkpoint_every=ENDLESS)
+    async with asyncio.timeout(100):
+        while not await objects.exists(curve_key(task.id, 1)):
+            await asyncio.sleep(0.05)
+    curve = Curve.model_validate_json(await objects.get(curve_key(task.id, 1)))
+    assert (curve.steps, curve.points[0].step) == (ENDLESS, 1)
     await store.cancel(task.id)
 
 

@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
-from deployments.api.gallery import examples
 from deployments.api.models import Model, PlanChanges
 from deployments.api.services import Submission
 from deployments.drafts.model import Dataset, Draft, ImageId, Name, Pictures, WebAddress
@@ -80,16 +79,12 @@ class ModelFields(BaseModel):
 class NewModelBody(ModelFields):
     """A model to train."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [examples.NEW_MODEL]})
-
     name: LoraName
     type: Annotated[str, AfterValidator(_type)] = Field("lora", description="`RoLa` or `lora`.")
 
 
 class ModelBody(ModelFields):
     """What to change."""
-
-    model_config = ConfigDict(json_schema_extra={"examples": [examples.READY]})
 
     status: Literal["initial", "ready"] | None = Field(
         None, description="`ready`: it is queued. The server alone sets the later ones."
@@ -111,7 +106,7 @@ class DatasetPictures(BaseModel):
 class DatasetBody(BaseModel):
     """A dataset to make."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [examples.NEW_SET]})
+    model_config = ConfigDict(extra="forbid")
 
     name: Name
     data: DatasetPictures
@@ -123,7 +118,7 @@ class DatasetBody(BaseModel):
 class DatasetChanges(BaseModel):
     """Null or absent leaves a field as it is."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [examples.SET_NAME]})
+    model_config = ConfigDict(extra="forbid")
 
     name: Name | None = None
     data: DatasetPictures | None = None
@@ -136,7 +131,7 @@ class DatasetChanges(BaseModel):
 class TaskStatusBody(BaseModel):
     """What to change of a task that is a model not yet queued."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [examples.READY]})
+    model_config = ConfigDict(extra="forbid")
 
     name: LoraName | None = None
     status: Literal["initial", "ready"] | None = Field(None, description="`ready`: it is queued.")
@@ -184,7 +179,7 @@ class DrawingBody(BaseModel):
 class NewTaskBody(BaseModel):
     """A picture to draw; a training is made by `POST /api/models`."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [examples.NEW_TASK]})
+    model_config = ConfigDict(extra="forbid")
 
     type: Literal["Inference", "inference"]
     data: DrawingBody

@@ -18,6 +18,7 @@ from deployments.api.gallery.route import (
     MISSING,
     GalleryRoute,
     TrainRoute,
+    example,
     shown_model,
 )
 from deployments.api.gallery.view import (
@@ -48,7 +49,10 @@ train_router = APIRouter(prefix="/api", route_class=TrainRoute, tags=["gallery"]
     | responses.ok("It is not yet trained.", planned=examples.PLANNED),
 )
 async def create_model(
-    body: NewModelBody, request: Request, services: ServicesDep, owner: OwnerDep
+    body: Annotated[NewModelBody, example(examples.NEW_MODEL)],
+    request: Request,
+    services: ServicesDep,
+    owner: OwnerDep,
 ) -> ModelView:
     """It is `initial` until `PATCH` says `ready`."""
     draft = await services.models.plan(body.name, body.to_changes(), owner)
@@ -105,7 +109,11 @@ async def get_model(
     | responses.ok("The model.", queued=examples.QUEUED),
 )
 async def change_model(
-    model_id: str, body: ModelBody, request: Request, services: ServicesDep, owner: OwnerDep
+    model_id: str,
+    body: Annotated[ModelBody, example(examples.READY)],
+    request: Request,
+    services: ServicesDep,
+    owner: OwnerDep,
 ) -> ModelView:
     """`status: ready` judges its pictures and queues it; from then on it is locked until its
     training has ended. Then its name, `public` and `trigger_words` can change."""
@@ -146,7 +154,11 @@ async def watch_model_by_socket(websocket: WebSocket, model_id: str) -> None:
     | LOCKED
     | responses.ok("The dataset.", dataset=examples.DATASET),
 )
-async def create_dataset(body: DatasetBody, services: ServicesDep, owner: OwnerDep) -> DatasetView:
+async def create_dataset(
+    body: Annotated[DatasetBody, example(examples.NEW_SET)],
+    services: ServicesDep,
+    owner: OwnerDep,
+) -> DatasetView:
     """Pictures that models may name in `choices`."""
     return DatasetView.of(await services.models.add_dataset(body.to_domain(), owner))
 
@@ -191,7 +203,10 @@ async def get_dataset(dataset_id: str, services: ServicesDep, owner: OwnerDep) -
     | responses.ok("The dataset.", dataset=examples.DATASET),
 )
 async def change_dataset(
-    dataset_id: str, body: DatasetChanges, services: ServicesDep, owner: OwnerDep
+    dataset_id: str,
+    body: Annotated[DatasetChanges, example(examples.SET_NAME)],
+    services: ServicesDep,
+    owner: OwnerDep,
 ) -> DatasetView:
     """Models that are queued have its pictures already."""
     changes = body.to_changes()

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from fastapi import Request
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from fastapi import Body, Request
 from starlette.requests import HTTPConnection
 
 from deployments.api.gallery import examples
@@ -13,8 +17,10 @@ from deployments.api.native.schema import Problem
 from deployments.api.route import KeyedRoute, UploadRoute, base_url, services_of
 from deployments.loras.model import Lora
 from deployments.tasks.model import Task
+from pipelines.errors import InvalidRequest
 
 KEY_HEADER = "token"
+_FIELDS = {"init_image": "from_image", "lora": "id", "model": "id"}
 
 
 class GalleryRoute(KeyedRoute):
@@ -26,6 +32,11 @@ class TrainRoute(GalleryRoute, UploadRoute):
     """May fetch all pictures of a training before it answers."""
 
 
+def example(value: dict[str, Any]) -> Any:
+    """The documented example of a body."""
+    return Body(openapi_examples={"example": {"value": value}})
+
+
 def _problem(status: int, description: str, example: dict[str, str]) -> responses.Responses:
     content = {"application/json": {"example": example}}
     return {status: {"model": Problem, "description": description, "content": content}}
@@ -34,6 +45,16 @@ def _problem(status: int, description: str, example: dict[str, str]) -> response
 COMMON = responses.COMMON | responses.INVALID
 MISSING = _problem(404, "No such object that you may see.", examples.MISSING)
 LOCKED = _problem(409, "It is being trained, or is not yours to change.", examples.LOCKED)
+
+
+@contextlib.contextmanager
+def in_our_words() -> Iterator[None]:
+    """What is refused is called as this dialect's bodies call it."""
+    try:
+        yield
+    except InvalidRequest as error:
+        field = _FIELDS.get(error.field, error.field)
+        raise InvalidRequest(field, str(error).replace(error.field, field)) from error
 
 
 async def shown_model(model: Model, request: Request) -> ModelView:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Request, WebSocket
 
@@ -19,6 +19,8 @@ from deployments.api.gallery.route import (
     MISSING,
     GalleryRoute,
     TrainRoute,
+    example,
+    in_our_words,
     urls_of,
 )
 from deployments.api.gallery.view import (
@@ -52,7 +54,10 @@ train_router = APIRouter(prefix="/api", route_class=TrainRoute, tags=["gallery"]
     | responses.ok("The task.", drawn=examples.DRAWN),
 )
 async def create_task(
-    body: NewTaskBody, request: Request, services: ServicesDep, owner: OwnerDep
+    body: Annotated[NewTaskBody, example(examples.NEW_TASK)],
+    request: Request,
+    services: ServicesDep,
+    owner: OwnerDep,
 ) -> TaskView:
     """With a model by its id: a LoRA, or one of the server's own."""
     model = await services.models.find(body.data.id, owner) if body.data.id else None
@@ -60,7 +65,8 @@ async def create_task(
     if start is not None and is_image_id(start):
         start = await services.picture_data_url(start, owner)
     submission = body.data.to_domain(model, services.settings.models, start)
-    task = await services.generate(submission, owner)
+    with in_our_words():
+        task = await services.generate(submission, owner)
     return task_view(task, await urls_of(task, request))
 
 
@@ -114,7 +120,11 @@ async def get_task(
     | responses.ok("The task.", training=examples.TRAINING),
 )
 async def change_task(
-    task_id: str, body: TaskStatusBody, request: Request, services: ServicesDep, owner: OwnerDep
+    task_id: str,
+    body: Annotated[TaskStatusBody, example(examples.READY)],
+    request: Request,
+    services: ServicesDep,
+    owner: OwnerDep,
 ) -> TaskView:
     """As `PATCH /api/models/{id}`."""
     model = await services.models.change(

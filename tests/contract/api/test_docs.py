@@ -9,7 +9,6 @@ import pytest
 from deployments.api.docs import ASSETS
 from deployments.api.native.schema import GenerateBody
 
-
 GALLERY = {
     "POST /api/models",
     "GET /api/models",
