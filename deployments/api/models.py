@@ -14,7 +14,7 @@ from deployments.api.errors import shown
 from deployments.api.training import NamedPicture, NewTraining
 from deployments.drafts.errors import DraftNotFound, Locked
 from deployments.drafts.model import Dataset, Draft, Kind, ModelPlan, Pictures
-from deployments.drafts.store import DraftStore
+from deployments.drafts.store import Drafts, DraftStore
 from deployments.loras.errors import LoraNotFound
 from deployments.loras.model import Changes, Filter, Lora, Visibility, is_id
 from deployments.loras.store import MAX_PAGE
@@ -122,7 +122,7 @@ class ModelService:
             if (cursor := page.next_cursor) is None:
                 return
 
-    async def plans(self, owner: str) -> list[Draft]:
+    async def plans(self, owner: str) -> Drafts:
         """Models that were not made ready, the newest first."""
         return await self.drafts.list(Kind.MODEL, owner=owner)
 
@@ -253,8 +253,13 @@ def _changed(plan: ModelPlan, changes: PlanChanges) -> ModelPlan:
         except ValidationError as refused:
             reason = refused.errors()[0]["msg"].removeprefix("Value error, ")
             raise InvalidRequest("trigger_words", f"trigger_words: {reason}") from None
-    given = {"name": changes.name, "visibility": changes.visibility, "model": changes.model}
-    given |= {"data": changes.data, "job": job}
+    given = {
+        "name": changes.name,
+        "visibility": changes.visibility,
+        "model": changes.model,
+        "data": changes.data,
+        "job": job,
+    }
     return plan.model_copy(update={k: value for k, value in given.items() if value is not None})
 
 

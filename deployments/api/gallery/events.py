@@ -46,7 +46,8 @@ async def watch_model(
 async def watch_task(services: Services, task: Task, owner: str, base: str) -> AsyncIterator[str]:
     """`id`, `status`, `progress` and `data` at each change: while it runs `data` is a preview, at
     the end the result. Raises StreamCut."""
-    word, progress = WORDS[task.status], progress_of(task)
+    word: str = WORDS[task.status]
+    progress = progress_of(task)
     with reading(services, task.id):
         if task.status not in TERMINAL:
             yield _text(task.id, word, progress, {})

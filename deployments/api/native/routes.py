@@ -242,7 +242,10 @@ async def watch_task(
     owner: OwnerDep,
     last_event_id: Annotated[str | None, Header()] = None,
 ) -> StreamingResponse:
-    """Status, progress and previews as they happen."""
+    """Status, progress and previews as they happen.
+
+    The same as messages of a WebSocket: `/ws` in the place of `/events`.
+    """
     task = await services.task(task_id, owner)
     if services.full:
         raise TooManyStreams

@@ -149,8 +149,6 @@ async def listen() -> AsyncIterator[Callable[[Api], Awaitable[str]]]:
             api.app, port=0, lifespan="off", ws="websockets-sansio", log_config=None
         )
         server = uvicorn.Server(config)
-        with server.capture_signals():
-            pass
         running = asyncio.create_task(server.serve())
         servers.append((server, running))
         while not server.started:
