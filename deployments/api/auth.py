@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+
 from configs.settings import ApiSettings
 from deployments.api.errors import Unauthorized
 from deployments.tasks.model import ANONYMOUS

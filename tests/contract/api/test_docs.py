@@ -135,7 +135,9 @@ def test_the_key_is_asked_for_by_its_configured_name_and_not_for_health(schema):
     }
     for name, operation in operations(schema):
         scheme = "Bearer" if " /v1/" in name else "ApiKey"
-        assert operation.get("security") == ([{scheme: []}] if "/health" not in name else None), name
+        assert operation.get("security") == ([{scheme: []}] if "/health" not in name else None), (
+            name
+        )
 
 
 def test_every_documented_field_is_there_with_its_default(schema):
