@@ -180,6 +180,16 @@ class LimitSettings(Section):
     max_lora_cache_bytes: int = Field(
         10 * 2**30, ge=0, description="Of the LoRA files that a worker's data_dir keeps unused."
     )
+    max_owned_loras: int = Field(1000, ge=1, description="LoRAs of one key; more answer 409.")
+    max_drafts: int = Field(
+        50, ge=1, description="Models not yet trained, and as many datasets, of one key."
+    )
+    max_draft_bytes: int = Field(
+        256 * 1024, ge=1024, description="Of one such, as JSON: a list of pictures' addresses."
+    )
+    draft_retention_s: float = Field(
+        30 * 86400, ge=3600, description="Those that nobody changed or used for longer are removed."
+    )
     max_queue: int = Field(1000, ge=1, description="Waiting tasks of one queue; more answer 429.")
 
 

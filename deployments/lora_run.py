@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import math
 import tempfile
@@ -19,7 +20,7 @@ from deployments.log import TaskLogger, get_logger
 from deployments.lora_task import Attempt, Refused, Report, StepDone, Trained
 from deployments.pictures import patiently
 from deployments.storage import open_store
-from deployments.storage.store import ObjectNotFound
+from deployments.storage.store import ObjectNotFound, StorageUnavailable
 from deployments.tasks.image import output_key
 from deployments.tasks.model import Output, Progress
 from deployments.tasks.training import (
@@ -41,6 +42,8 @@ T = TypeVar("T")
 log = get_logger(__name__)
 
 SAY_EVERY_S = 0.25
+CURVE_EVERY_S = 10.0
+"""The curve is kept between two checkpoints as well, for those who look at it meanwhile."""
 PREVIEW_PX = 512
 _FILE = "application/octet-stream"
 
@@ -63,6 +66,7 @@ class LoraRun:
         self._points: list[CurvePoint] = []
         self._previews: tuple[Path, ...] = ()
         self._said_at = -math.inf
+        self._curve_at = time.monotonic()
 
     def run(self) -> None:
         """Until the end, or until `stop`. What any attempt would meet is said, not raised."""
@@ -152,6 +156,9 @@ class LoraRun:
             )
         if report.checkpoint is not None:
             self._keep_checkpoint(report.checkpoint)
+        elif time.monotonic() - self._curve_at >= CURVE_EVERY_S:
+            with contextlib.suppress(StorageUnavailable):  # the next will do
+                self._loop.run(self._keep_curve())
         self._previews = report.previews or self._previews
         now = time.monotonic()
         if last or report.previews or now - self._said_at >= SAY_EVERY_S:
@@ -162,9 +169,13 @@ class LoraRun:
     def _keep_checkpoint(self, path: Path) -> None:
         """The curve first: it may be longer than the checkpoint, never shorter."""
         task_id, fence = self._attempt.task_id, self._attempt.fence
-        curve = self._curve()
-        self._wait(lambda: self._objects.put(curve_key(task_id, fence), curve, "application/json"))
+        self._wait(self._keep_curve)
         self._wait(lambda: self._objects.put_file(checkpoint_key(task_id, fence), path, _FILE))
+
+    async def _keep_curve(self) -> None:
+        key = curve_key(self._attempt.task_id, self._attempt.fence)
+        await self._objects.put(key, self._curve(), "application/json")
+        self._curve_at = time.monotonic()
 
     def _kept(self, file: Path) -> Trained:
         task_id, fence = self._attempt.task_id, self._attempt.fence

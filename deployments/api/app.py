@@ -16,6 +16,8 @@ from deployments.address import is_loopback
 from deployments.api import docs, errors, files
 from deployments.api.auth import KeyAuth
 from deployments.api.blocking import BlockingCalls
+from deployments.api.gallery import models as gallery_models
+from deployments.api.gallery import tasks as gallery_tasks
 from deployments.api.guard import BodyLimit, HostGuard, OriginGuard, RequestId
 from deployments.api.native import loras, routes, training
 from deployments.api.openai import routes as openai
@@ -24,6 +26,7 @@ from deployments.api.openapi import DocumentedApp
 from deployments.api.services import Services
 from deployments.api.upkeep import Upkeep
 from deployments.callbacks import CallbackSender
+from deployments.drafts.store import DraftStore
 from deployments.local import local_redis_url
 from deployments.log import get_logger
 from deployments.loras.registry import LoraRegistry
@@ -72,7 +75,13 @@ def create_app(
     errors.install(app, WORDINGS)
     key = APIKeyHeader(name=auth.header, scheme_name="ApiKey", auto_error=False)
     trainers = [training.upload_router] if settings.training.enabled else []
-    for keyed in (routes.router, loras.router, loras.upload_router, training.router, *trainers):
+    trained = (training.router, training.task_router, *trainers)
+    gallery = [
+        router
+        for module in (gallery_models, gallery_tasks)
+        for router in (module.router, module.train_router)
+    ]
+    for keyed in (routes.router, loras.router, loras.upload_router, *trained, *gallery):
         app.include_router(keyed, dependencies=[Security(key)] if auth.required else [])
     bearer = HTTPBearer(scheme_name="Bearer", auto_error=False)
     app.include_router(openai.router, dependencies=[Security(bearer)] if auth.required else [])
@@ -90,7 +99,7 @@ def open_services(settings: Settings, redis_url: str | None = None) -> Services:
     store = TaskStore.connect(redis_url, settings.tasks, max_queue=settings.limits.max_queue)
     objects = open_store(settings)
     loras = LoraRegistry(LoraStore.connect(redis_url, settings.tasks), objects)
-    return Services(settings, store, objects, loras)
+    return Services(settings, store, objects, loras, DraftStore.connect(redis_url, settings.tasks))
 
 
 def _middleware(settings: Settings, auth: KeyAuth, echo: bool) -> list[Middleware]:
@@ -122,6 +131,7 @@ def _lifespan(
         try:
             yield
         finally:
+            opened.stopping.set()
             for loop in loops:
                 loop.cancel()
             await asyncio.gather(*loops, return_exceptions=True)

@@ -17,7 +17,8 @@ from fastapi import Request
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from deployments.api.errors import CallerGone, TaskCanceled, TaskFailed, TooManyStreams
+from deployments.api.connection import while_connected
+from deployments.api.errors import TaskCanceled, TaskFailed, TooManyStreams
 from deployments.api.services import Services, Submission
 from deployments.background import Background
 from deployments.log import TaskLogger, get_logger
@@ -131,17 +132,7 @@ class BlockingCall:
         StoreUnavailable, TaskNotFound.
         """
         request.state.deadline.reschedule(asyncio.get_running_loop().time() + MAX_CALL_S)
-        ending = asyncio.create_task(self._ended())
-        leaving = asyncio.create_task(_disconnected(request))
-        try:
-            await asyncio.wait((ending, leaving), return_when=asyncio.FIRST_COMPLETED)
-            if not ending.done():
-                raise CallerGone
-            return await ending
-        finally:
-            ending.cancel()
-            leaving.cancel()
-            await asyncio.gather(ending, leaving, return_exceptions=True)
+        return await while_connected(request, self._ended())
 
     async def happened(self, block_s: float) -> list[Event]:
         """What is new of the task, waiting for it up to `block_s`; `task` is as new.
@@ -190,9 +181,3 @@ async def _patiently(ask: Callable[[], Awaitable[T]]) -> T:
             if time.monotonic() - away_since > STORE_PATIENCE_S:
                 raise
         await asyncio.sleep(_RETRY_S)
-
-
-async def _disconnected(request: Request) -> None:
-    # The body has been read, so there is nothing else to come.
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

@@ -12,19 +12,24 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
-from starlette.types import Scope
+from starlette.types import Receive, Scope, Send
 
+from deployments.drafts.errors import DraftNotFound, Locked, TooManyDrafts
 from deployments.loras.errors import (
     CallConflict,
     LoraNotFound,
     NameTaken,
     NoCurve,
+    TooManyLoras,
     UploadExpired,
 )
 from deployments.storage.store import ObjectNotFound, StorageUnavailable
 from deployments.tasks.errors import (
     AlreadyEnded,
     IdempotencyConflict,
+    NotEnded,
+    NotPausable,
+    NotPaused,
     NotQueued,
     QueueFull,
     StoreUnavailable,
@@ -116,9 +121,16 @@ RULES: dict[type[Exception], Rule] = {
     ObjectNotFound: Rule(404, "not_found", "Not Found"),
     LoraNotFound: Rule(404, "lora_not_found"),
     NoCurve: Rule(404, "no_curve"),
+    DraftNotFound: Rule(404, "draft_not_found"),
+    Locked: Rule(409, "locked"),
+    TooManyDrafts: Rule(409, "too_many_drafts"),
     NameTaken: Rule(409, "name_taken"),
+    TooManyLoras: Rule(409, "too_many_loras"),
     CallConflict: Rule(409, "file_conflict"),
     AlreadyEnded: Rule(409, "already_ended"),
+    NotEnded: Rule(409, "not_ended"),
+    NotPausable: Rule(409, "not_pausable"),
+    NotPaused: Rule(409, "not_paused"),
     NotQueued: Rule(409, "not_queued"),
     IdempotencyConflict: Rule(409, "idempotency_conflict"),
     BodyTooLarge: Rule(413, "body_too_large", headers=lambda _: {"Connection": "close"}),
@@ -173,6 +185,15 @@ def respond(error: Exception, scope: Scope) -> Response:
         if path.startswith(prefix):
             return wording(error)
     return native(error)
+
+
+async def refuse(error: Exception, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer past all routes; a WebSocket is refused as it is opened."""
+    if scope["type"] == "http" or "websocket.http.response" in scope.get("extensions", {}):
+        await respond(error, scope)(scope, receive, send)
+        return
+    rule = rule_of(error)
+    await send({"type": "websocket.close", "code": 1008, "reason": rule.code if rule else ""})
 
 
 def route_path(scope: Scope) -> str:

@@ -16,13 +16,14 @@ from deployments.api.errors import (
     BodyTooLarge,
     Forbidden,
     UnknownHost,
-    respond,
+    refuse,
     route_path,
     shown,
 )
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(?::[0-9]{1,5})?")
+_REQUESTS = ("http", "websocket")
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
@@ -37,7 +38,7 @@ class RequestId:
         self._echo = echo
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] not in _REQUESTS:
             await self._app(scope, receive, send)
             return
         given = Headers(scope=scope).get("x-request-id", "")
@@ -45,7 +46,8 @@ class RequestId:
         scope["request_id"] = request_id
 
         async def send_with_id(message: Message) -> None:
-            if message["type"] == "http.response.start":
+            if message["type"] in ("http.response.start", "websocket.accept"):
+                message.setdefault("headers", [])
                 MutableHeaders(scope=message)["X-Request-ID"] = request_id
             await send(message)
 
@@ -70,12 +72,12 @@ class HostGuard:
             self._hosts.add(public)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] not in _REQUESTS:
             await self._app(scope, receive, send)
             return
         if self._loopback_only and not _to_loopback(scope):
             error = Forbidden("without API keys, this service answers on a loopback address only")
-            await respond(error, scope)(scope, receive, send)
+            await refuse(error, scope, receive, send)
             return
         given = Headers(scope=scope).get("host", "")
         if self._answers(given):
@@ -85,7 +87,7 @@ class HostGuard:
             f"the Host header {shown(given)} names no address of this service; "
             "its setting http.allowed_hosts can add one"
         )
-        await respond(unknown, scope)(scope, receive, send)
+        await refuse(unknown, scope, receive, send)
 
     def _answers(self, given: str) -> bool:
         if not (match := _HOST.fullmatch(given)):
@@ -95,14 +97,16 @@ class HostGuard:
 
 
 class OriginGuard:
-    """Refuses changes asked for by pages of other origins, where no key protects from them."""
+    """Refuses what pages of other origins ask for, where no key protects from them: changes, and
+    WebSockets, whose messages no browser keeps from a foreign page.
+    """
 
     def __init__(self, app: ASGIApp, *, settings: Settings) -> None:
         self._app = app
         self._public = _origin_host(settings.http.public_url or "")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] in _SAFE_METHODS:
+        if scope["type"] not in _REQUESTS or scope.get("method") in _SAFE_METHODS:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
@@ -111,7 +115,7 @@ class OriginGuard:
             await self._app(scope, receive, send)
             return
         error = Forbidden(f"the Origin {shown(origin)} is not the one of this service")
-        await respond(error, scope)(scope, receive, send)
+        await refuse(error, scope, receive, send)
 
 
 class BodyLimit:
@@ -135,7 +139,7 @@ class BodyLimit:
         limit = self._by_path.get(route_path(scope), self._max_bytes)
         declared = Headers(scope=scope).get("content-length", "0")
         if declared.isascii() and declared.isdigit() and _exceeds(declared, limit):
-            await respond(BodyTooLarge(limit), scope)(scope, receive, send)
+            await refuse(BodyTooLarge(limit), scope, receive, send)
             return
         seen = 0
 

@@ -78,7 +78,8 @@ class LoraService:
     async def import_file(self, upload: LoraUpload, owner: str) -> Lora:
         """A LoRA, or another version of one, of a file in any format that the engine reads.
 
-        Whether it fits a model shows when that wears it. Raises InvalidRequest, CallConflict.
+        Whether it fits a model shows when that wears it. Raises InvalidRequest, CallConflict,
+        TooManyLoras.
         """
         call_id = uuid.uuid4().hex
         if upload.idempotency_key is not None:
@@ -96,7 +97,11 @@ class LoraService:
             await asyncio.to_thread(self._copy, upload.file, path)
             try:
                 return await self.registry.publish(
-                    path, new, call_id=call_id, file_name=upload.file_name
+                    path,
+                    new,
+                    call_id=call_id,
+                    file_name=upload.file_name,
+                    max_owned=self._settings.limits.max_owned_loras,
                 )
             except ModelError as error:
                 raise InvalidRequest("file", str(error)) from error

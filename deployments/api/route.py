@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Request, Response
 from fastapi.routing import APIRoute
+from starlette.requests import HTTPConnection
 
 from deployments.api.auth import KeyAuth
 from deployments.api.blocking import BlockingCalls
@@ -26,7 +27,7 @@ MAX_PARTS = 20_000
 gigabytes to build; a picture is one value."""
 
 
-def services_of(request: Request) -> Services:
+def services_of(request: HTTPConnection) -> Services:
     services: Services = request.app.state.services
     return services
 
@@ -138,7 +139,7 @@ def check_form(request: Request) -> None:
         raise UnsupportedMediaType(f"Content-Type must be multipart/form-data, given {shown(kind)}")
 
 
-def base_url(request: Request) -> str:
+def base_url(request: HTTPConnection) -> str:
     """What stands before a path in an address for this client; has no slash at its end.
 
     The Host header was judged by HostGuard, so it names us and nothing else.
@@ -146,4 +147,5 @@ def base_url(request: Request) -> str:
     if public := services_of(request).settings.http.public_url:
         return public.rstrip("/")
     root = request.scope.get("root_path", "").rstrip("/")
-    return f"{request.scope['scheme']}://{request.headers['host']}{root}"
+    scheme = {"ws": "http", "wss": "https"}.get(request.scope["scheme"], request.scope["scheme"])
+    return f"{scheme}://{request.headers['host']}{root}"

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import hashlib
 import json
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
 from configs.settings import Settings
 from deployments.api.errors import shown
 from deployments.api.loras import LoraService
+from deployments.api.models import ModelService
 from deployments.api.training import NewTraining, TrainingService
+from deployments.drafts.errors import DraftNotFound
+from deployments.drafts.model import parse_image_id
+from deployments.drafts.store import DraftStore
 from deployments.fetch import UrlPolicy, check_url
 from deployments.log import TaskLogger, get_logger
 from deployments.loras.registry import LoraRegistry
@@ -24,8 +29,8 @@ from deployments.tasks.errors import StoreUnavailable, TaskNotFound
 from deployments.tasks.exchange import Page
 from deployments.tasks.image import INPUT_PREFIX, MIN_SIDE_PX, ImageFields, Size
 from deployments.tasks.model import TERMINAL, Event, Kind, NewTask, Position, Status, Task
-from deployments.tasks.store import TaskStore
-from deployments.tasks.training import training_prefix
+from deployments.tasks.store import MAX_PAGE, TaskStore
+from deployments.tasks.training import Curve, training_prefix
 from pipelines.errors import InvalidRequest
 from pipelines.images import decode_data_url, decode_image
 
@@ -84,16 +89,24 @@ class Services:
     """
 
     def __init__(
-        self, settings: Settings, store: TaskStore, objects: ObjectStore, loras: LoraRegistry
+        self,
+        settings: Settings,
+        store: TaskStore,
+        objects: ObjectStore,
+        loras: LoraRegistry,
+        drafts: DraftStore,
     ) -> None:
         self.settings = settings
         self.store = store
         self.objects = objects
         self.streams = 0
         """Event streams that are being read, and calls that wait for a task's end."""
+        self.stopping = asyncio.Event()
+        """This replica ends: nobody is to be kept waiting."""
         self._decoders = asyncio.Semaphore(_DECODERS)
         self.loras = LoraService(settings, loras, objects, self._decoders)
         self.training = TrainingService(settings, store, objects, loras)
+        self.models = ModelService(self, drafts)
         self._url_policy = UrlPolicy(settings.callbacks.allowed_private_hosts)
 
     @property
@@ -105,6 +118,7 @@ class Services:
         """Release all connections."""
         await self.store.close()
         await self.loras.registry.store.close()
+        await self.models.drafts.close()
         await self.objects.close()
 
     async def generate(self, new: Submission, owner: str) -> Task:
@@ -113,7 +127,7 @@ class Services:
         Raises InvalidRequest, QueueFull, IdempotencyConflict, StoreUnavailable,
         StorageUnavailable.
         """
-        model = self._model(new.model)
+        model = self.model(new.model)
         if new.callback_url is not None:
             await check_url(new.callback_url, self._url_policy)
         init = await self._decode("init_image", new.init_image)
@@ -151,14 +165,14 @@ class Services:
 
     async def train(self, new: NewTraining, owner: str) -> Task:
         """Create a LoRA task; raises as `generate` and `TrainingService.submit`."""
-        model = self._model(new.model)
+        model = self.model(new.model)
         if new.callback_url is not None:
             await check_url(new.callback_url, self._url_policy)
         return await self.training.submit(new, model, owner)
 
     async def task(self, task_id: str, owner: str) -> Task:
         """Raises TaskNotFound, also for another owner's."""
-        return await self.store.get(_checked_id(task_id), owner=owner)
+        return await self.store.get(checked_id(task_id), owner=owner)
 
     async def wait(self, task: Task, owner: str, wait_s: float) -> Task:
         """The task once it has ended, or as it is after `wait_s`.
@@ -210,22 +224,84 @@ class Services:
             if len(found) >= limit:
                 return Page(tuple(found), f"{index}.{inner or ''}")
 
+    async def every_task(self, owner: str, *, drawn: bool = False) -> AsyncIterator[Task]:
+        """An owner's, newest first; or only those whose pictures are drawn."""
+        status, kind = (Status.SUCCEEDED, Kind.IMAGE) if drawn else (None, None)
+        cursor: str | None = None
+        while True:
+            page = await self.store.list(
+                owner=owner, status=status, kind=kind, limit=MAX_PAGE, cursor=cursor
+            )
+            for task in page.tasks:
+                yield task
+            if (cursor := page.next_cursor) is None:
+                return
+
+    async def picture(self, image_id: str, owner: str) -> tuple[Task, int]:
+        """The task that drew it, and its place there. Raises DraftNotFound."""
+        task_id, number = parse_image_id(image_id)
+        with contextlib.suppress(TaskNotFound):
+            task = await self.task(task_id, owner)
+            if task.kind is Kind.IMAGE and number < len(task.outputs):
+                return task, number
+        raise DraftNotFound("image", image_id)
+
+    async def picture_data_url(self, image_id: str, owner: str) -> str:
+        """A drawn picture as clients send theirs. Raises DraftNotFound."""
+        task, number = await self.picture(image_id, owner)
+        output = task.outputs[number]
+        data = await self.objects.get(output.key)
+        return f"data:{output.content_type};base64,{base64.b64encode(data).decode()}"
+
     async def cancel(self, task_id: str, owner: str) -> Task:
         """Raises TaskNotFound, AlreadyEnded."""
-        task = await self.store.cancel(_checked_id(task_id), owner=owner)
+        task = await self.store.cancel(checked_id(task_id), owner=owner)
         TaskLogger(log, task.id).info("canceled")
         if task.kind is Kind.LORA:
             with contextlib.suppress(StorageUnavailable):  # upkeep will
                 await self.objects.sweep(training_prefix(task.id), 0)
         return task
 
+    async def delete(self, task_id: str, owner: str) -> Task:
+        """An ended task's record and pictures; a LoRA that it made stays. Raises TaskNotFound,
+        NotEnded."""
+        task = await self.store.delete(checked_id(task_id), owner=owner)
+        with contextlib.suppress(StorageUnavailable):  # upkeep will, by age
+            await self.forget(task)
+        return task
+
+    async def forget(self, task: Task) -> None:
+        """The files of a task whose record is gone."""
+        for output in task.outputs:
+            await self.objects.delete(output.key)
+        if task.kind is Kind.LORA:
+            await self.objects.sweep(training_prefix(task.id), 0)
+
     async def set_priority(self, task_id: str, priority: int, owner: str) -> Task:
         """Raises TaskNotFound, NotQueued."""
-        return await self.store.set_priority(_checked_id(task_id), priority, owner=owner)
+        return await self.store.set_priority(checked_id(task_id), priority, owner=owner)
 
     async def move_to_front(self, task_id: str, owner: str) -> Task:
         """Raises TaskNotFound, NotQueued."""
-        return await self.store.move_to_front(_checked_id(task_id), owner=owner)
+        return await self.store.move_to_front(checked_id(task_id), owner=owner)
+
+    async def pause(self, task_id: str, owner: str) -> Task:
+        """At the next step, with a checkpoint. Raises TaskNotFound, NotPausable, AlreadyEnded."""
+        task = await self.store.pause(checked_id(task_id), owner=owner)
+        TaskLogger(log, task.id).info("paused")
+        return task
+
+    async def resume(self, task_id: str, owner: str) -> Task:
+        """Raises TaskNotFound, NotPaused."""
+        if (await self.task(task_id, owner)).status is Status.PAUSED:
+            await self.training.renew(checked_id(task_id))
+        task = await self.store.resume(checked_id(task_id), owner=owner)
+        TaskLogger(log, task.id).info("resumed")
+        return task
+
+    async def curve(self, task_id: str, owner: str) -> Curve:
+        """Of a training's loss. Raises TaskNotFound, NoCurve."""
+        return await self.training.curve_of_task(await self.task(task_id, owner))
 
     async def events(self, task: Task, after: str, block_s: float) -> list[Event]:
         """What happened to a task after an event id; makes its worker tell progress."""
@@ -252,7 +328,8 @@ class Services:
             return Health(reachable=False, model_loaded=False)
         return Health(reachable=True, model_loaded=bool(workers))
 
-    def _model(self, name: str | None) -> str:
+    def model(self, name: str | None) -> str:
+        """The name of a configured model, by default the first. Raises InvalidRequest."""
         models = self.settings.models
         if name is not None and name not in models:
             raise InvalidRequest(
@@ -291,7 +368,7 @@ def _decode_picture(field: str, sent: str | bytes, settings: Settings) -> SentPi
     return SentPicture(key, data, "application/octet-stream", image.size)
 
 
-def _checked_id(task_id: str) -> str:
+def checked_id(task_id: str) -> str:
     """A canonical id; anything else names no task."""
     try:
         return str(uuid.UUID(task_id))

@@ -17,14 +17,21 @@ from typing import IO
 from configs.settings import Settings
 from deployments.fetch import FetchFailed, UrlPolicy, UrlRefused, fetch
 from deployments.log import TaskLogger, get_logger
-from deployments.loras.errors import NameTaken, NoCurve
+from deployments.loras.errors import LoraNotFound, NameTaken, NoCurve, TooManyLoras
 from deployments.loras.model import Visibility
 from deployments.loras.registry import LoraRegistry
 from deployments.storage.store import ObjectNotFound, ObjectStore
 from deployments.tasks.errors import TaskNotFound
 from deployments.tasks.model import Kind, NewTask, Task
 from deployments.tasks.store import TaskStore
-from deployments.tasks.training import LORA_QUEUE, Curve, LoraOrder, pictures_key
+from deployments.tasks.training import (
+    LORA_QUEUE,
+    Curve,
+    CurvePoint,
+    LoraOrder,
+    curve_key,
+    pictures_key,
+)
 from pipelines.errors import DaguerreError, InvalidImage, InvalidRequest
 from pipelines.images import decode_data_url
 from training.lora.job import LoraJob
@@ -45,6 +52,8 @@ class NamedPicture:
 
     image: str
     caption: str | None = None
+    name: str | None = None
+    """What a refusal calls it; None: by its place in `pictures`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +69,8 @@ class NewTraining:
     pictures: Sequence[NamedPicture] = ()
     callback_url: str | None = None
     idempotency_key: str | None = None
+    task_id: str | None = None
+    """The task's; the same again makes no other one."""
 
 
 class TrainingService:
@@ -76,14 +87,19 @@ class TrainingService:
     async def submit(self, new: NewTraining, model: str, owner: str) -> Task:
         """A task, or the one made by the same idempotency key.
 
-        Raises InvalidRequest (RefusedPictures among it), NameTaken, QueueFull, IdempotencyConflict.
+        Raises InvalidRequest (RefusedPictures among it), NameTaken, TooManyLoras, QueueFull,
+        IdempotencyConflict.
         """
         if await self._registry.store.has_name(new.name, owner=owner):
             raise NameTaken(new.name)
+        # Asked now and not at its end: nothing is thrown away after hours.
+        most = self._settings.limits.max_owned_loras
+        if await self._registry.store.count(owner) >= most:
+            raise TooManyLoras(most)
         job = new.job
         if "checkpoint_every" not in job.model_fields_set:
             job = job.model_copy(update={"checkpoint_every": self._limits.checkpoint_every})
-        task_id = str(uuid.uuid4())
+        task_id = new.task_id or str(uuid.uuid4())
         async with self._one:
             named = await self._fetched(new.pictures, owner)
             examples = await asyncio.to_thread(self._judged, new, named)
@@ -121,8 +137,38 @@ class TrainingService:
         """The loss of the newest version's training. Raises LoraNotFound, NoCurve."""
         lora = await self._registry.store.get(lora_id, owner=owner)
         if lora.newest.curve_key is None:
-            raise NoCurve(lora.id)
-        return Curve.model_validate_json(await self._objects.get(lora.newest.curve_key))
+            raise NoCurve(f"The LoRA {lora.id} was imported: there is no curve of its training.")
+        return await self._curve(lora.newest.curve_key)
+
+    async def curve_of_task(self, task: Task) -> Curve:
+        """The loss so far; of a training that ended well, all of it. Raises NoCurve."""
+        none = NoCurve(f"There is no curve of the task {task.id}: it is {task.status}.")
+        if task.kind is not Kind.LORA:
+            raise NoCurve(f"There is no curve of the task {task.id}: it is no training.")
+        if task.lora_id is not None:
+            with contextlib.suppress(LoraNotFound):
+                lora = await self._registry.store.get(task.lora_id, owner=task.owner)
+                key = next((v.curve_key for v in lora.versions if v.task_id == task.id), None)
+                if key is not None:
+                    return await self._curve(key)
+            raise none
+        for fence in range(task.attempt, 0, -1):
+            with contextlib.suppress(ObjectNotFound):
+                return _with_now(await self._curve(curve_key(task.id, fence)), task)
+        if task.progress.loss is None:
+            raise none
+        return _with_now(Curve(steps=task.progress.steps), task)
+
+    async def _curve(self, key: str) -> Curve:
+        return Curve.model_validate_json(await self._objects.get(key))
+
+    async def renew(self, task_id: str) -> None:
+        """Its pictures are as if they were sent now: what is old is removed."""
+        with tempfile.TemporaryDirectory(prefix="daguerre-") as folder:
+            archive = Path(folder, "pictures.zip")
+            with contextlib.suppress(ObjectNotFound):  # which the next attempt will tell
+                await self._objects.fetch(pictures_key(task_id), archive)
+                await self._objects.put_file(pictures_key(task_id), archive, "application/zip")
 
     # pictures
 
@@ -182,7 +228,7 @@ class TrainingService:
 
         async def one(number: int, picture: NamedPicture) -> Example | None:
             nonlocal left
-            name = f"pictures.{number}"
+            name = picture.name or f"pictures.{number}"
             async with slots:
                 try:
                     data = await self._data(name, picture.image, owner)
@@ -220,6 +266,15 @@ class TrainingService:
             task = await self._store.get(task_id, owner=owner)
             return await self._objects.get(task.outputs[index].key)
         raise InvalidImage(name, f"{name}: there is no picture {task_id}/{index}")
+
+
+def _with_now(curve: Curve, task: Task) -> Curve:
+    """With the newest figures, which are told more often than the curve is kept."""
+    now = task.progress
+    if now.loss is None or (curve.points and curve.points[-1].step >= now.step):
+        return curve
+    point = CurvePoint(step=now.step, loss=now.loss, lr=now.lr or 0.0)
+    return curve.model_copy(update={"points": (*curve.points, point)})
 
 
 def _fingerprint(new: NewTraining, model: str, examples: Sequence[Example]) -> str:

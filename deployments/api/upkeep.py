@@ -11,8 +11,7 @@ from deployments.log import TaskLogger, get_logger
 from deployments.storage.store import StorageUnavailable
 from deployments.tasks.errors import StoreUnavailable
 from deployments.tasks.image import INPUT_PREFIX, OUTPUT_PREFIX, STATE_PREFIX
-from deployments.tasks.model import Kind
-from deployments.tasks.training import LORA_QUEUE, TRAINING_PREFIX, training_prefix
+from deployments.tasks.training import LORA_QUEUE, TRAINING_PREFIX
 
 log = get_logger(__name__)
 
@@ -58,12 +57,10 @@ class Upkeep:
         """Remove expired tasks with their pictures, deleted LoRAs, and now and then strays."""
         while expired := await self._services.store.sweep_expired():
             for task in expired:
-                for output in task.outputs:
-                    await self._services.objects.delete(output.key)
-                if task.kind is Kind.LORA:
-                    await self._services.objects.sweep(training_prefix(task.id), 0)
+                await self._services.forget(task)
                 TaskLogger(log, task.id).info("expired")
         await self._services.loras.registry.sweep(self._services.store)
+        await self._services.models.sweep()
         now = asyncio.get_running_loop().time()
         if now >= self._next_strays_s:
             self._next_strays_s = now + STRAYS_EVERY_S

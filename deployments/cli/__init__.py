@@ -41,8 +41,8 @@ def _root(
     """Prompts become pictures: a server, its client, and a local engine."""
 
 
-commands = (up.up, generate.generate, train.train, tasks.tasks, tasks.cancel)
-for command in (*commands, doctor.doctor, demo.demo):
+commands = (up.up, generate.generate, train.train, doctor.doctor, demo.demo)
+for command in (*commands, tasks.tasks, tasks.cancel, tasks.pause, tasks.resume):
     app.command()(command)
 app.add_typer(loras.app, name="loras")
 

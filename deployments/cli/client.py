@@ -124,6 +124,17 @@ class Client:
         """Cancel it; a canceled task stays canceled, an ended one is an ApiError 409."""
         return RemoteTask.parse(self._json("DELETE", _task_path(task_id)))
 
+    def pause(self, task_id: str) -> RemoteTask:
+        """Pause a training; other tasks are an ApiError 409."""
+        return RemoteTask.parse(self._json("POST", f"{_task_path(task_id)}/pause"))
+
+    def resume(self, task_id: str) -> RemoteTask:
+        """Resume a paused training; others are an ApiError 409.
+
+        A call that is repeated because its answer was lost may be refused as not paused.
+        """
+        return RemoteTask.parse(self._json("POST", f"{_task_path(task_id)}/resume"))
+
     def loras(self, *, name: str | None = None, mine: bool = False) -> list[dict[str, Any]]:
         """All that one may use, newest first; `name` is how the name begins."""
         found: list[dict[str, Any]] = []

@@ -1,4 +1,4 @@
-"""`daguerre tasks` and `daguerre cancel`."""
+"""`daguerre tasks`, `cancel`, `pause` and `resume`."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from deployments.cli.fault import CliFault, ExitCode, faults_as_messages
 from deployments.cli.options import DEFAULT_URL, ApiKey, Url, connected
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from deployments.cli.client import Client
     from deployments.cli.wire import RemoteTask
 
 TaskId = Annotated[str | None, typer.Argument(help="Only this task.", show_default=False)]
-TaskIds = Annotated[list[str], typer.Argument(help="Tasks to cancel.", show_default=False)]
+TaskIds = Annotated[list[str], typer.Argument(help="Tasks, by id.", show_default=False)]
 StatusFilter = Annotated[
-    Literal["pending", "processing", "completed", "failed", "canceled"] | None,
+    Literal["pending", "processing", "completed", "failed", "canceled", "paused"] | None,
     typer.Option("--status", help="Only tasks that are so."),
 ]
 Limit = Annotated[int, typer.Option(min=1, max=1000, help="How many, the newest first.")]
@@ -64,22 +66,56 @@ def cancel(
 
         daguerre cancel 550e8400-e29b-41d4-a716-446655440000
     """
+    with faults_as_messages(), connected(url, api_key) as client:
+        _each(task_ids, client.cancel, "canceled")
+
+
+def pause(
+    task_ids: TaskIds,
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
+) -> None:
+    """Pause trainings, waiting or running; they keep what they learned.
+
+    Example:
+
+        daguerre pause 550e8400-e29b-41d4-a716-446655440000
+    """
+    with faults_as_messages(), connected(url, api_key) as client:
+        _each(task_ids, client.pause, "paused")
+
+
+def resume(
+    task_ids: TaskIds,
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
+) -> None:
+    """Resume paused trainings: they go on after their last step.
+
+    Example:
+
+        daguerre resume 550e8400-e29b-41d4-a716-446655440000
+    """
+    with faults_as_messages(), connected(url, api_key) as client:
+        _each(task_ids, client.resume, "resumed")
+
+
+def _each(task_ids: list[str], change: Callable[[str], RemoteTask], done: str) -> None:
     from deployments.cli.wire import ApiError
 
     refusals: list[str] = []
-    with faults_as_messages(), connected(url, api_key) as client:
-        for task_id in task_ids:
-            try:
-                task = client.cancel(task_id)
-            except ApiError as refusal:
-                if refusal.status not in (404, 409, 422):
-                    raise
-                why = "no such task" if refusal.status == 404 else str(refusal)
-                refusals.append(f"{task_id}: {why}")
-            else:
-                typer.echo(f"{task.id} {task.status}")
-        if refusals:
-            raise CliFault("not all could be canceled", ExitCode.FAILED, details=refusals)
+    for task_id in task_ids:
+        try:
+            task = change(task_id)
+        except ApiError as refusal:
+            if refusal.status not in (404, 409, 422):
+                raise
+            why = "no such task" if refusal.status == 404 else str(refusal)
+            refusals.append(f"{task_id}: {why}")
+        else:
+            typer.echo(f"{task.id} {task.status}")
+    if refusals:
+        raise CliFault(f"not all could be {done}", ExitCode.FAILED, details=refusals)
 
 
 def _one(client: Client, task_id: str) -> RemoteTask:

@@ -132,6 +132,8 @@ def _pack(folder: Path, archive: IO[bytes]) -> None:
 def _show(line: ProgressLine, task: RemoteTask) -> None:
     if task.is_waiting:
         line.waiting(task.ahead, task.eta_s)
+    elif task.status == "paused":
+        line.doing("paused")
     elif not task.ended:
         loss = "" if task.loss is None else f", loss {task.loss:.4f}"
         left = "" if task.left_s is None else f", {_time(task.left_s)} left"

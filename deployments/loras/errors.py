@@ -21,6 +21,14 @@ class NameTaken(DaguerreError):
         self.name = name
 
 
+class TooManyLoras(DaguerreError):
+    """The owner has as many LoRAs as one may have."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"You have {limit} LoRAs, as many as you may: delete one.")
+        self.limit = limit
+
+
 class CallConflict(DaguerreError):
     """The call's id was used before, with another file."""
 
@@ -29,10 +37,7 @@ class CallConflict(DaguerreError):
 
 
 class NoCurve(DaguerreError):
-    """The LoRA was not trained here."""
-
-    def __init__(self, lora_id: str) -> None:
-        super().__init__(f"The LoRA {lora_id} was imported: there is no curve of its training.")
+    """Nothing was trained here, or it was not kept."""
 
 
 class ClaimLost(DaguerreError):

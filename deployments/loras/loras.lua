@@ -26,11 +26,13 @@ local function int(x) return string.format('%.0f', x) end
 
 -- The record ---------------------------------------------------------------------------------------
 
+-- Nothing for what someone else wrote over: it must not stop a verb that only passes by.
 local function read(id)
-  local flat, h = call('HGETALL', P .. 'lora:' .. id), {}
-  if #flat == 0 then return nil end
+  local flat, h = redis.pcall('HGETALL', P .. 'lora:' .. id), {}
+  if flat.err or #flat == 0 then return nil end
   for i = 1, #flat, 2 do h[flat[i]] = flat[i + 1] end
-  return h
+  local whole = h.id == id and h.name and h.fold and h.owner and h.visibility
+  return whole and tonumber(h.version) and tonumber(h.seq) and h or nil
 end
 
 local function set(h, changes)
@@ -42,7 +44,8 @@ local function set(h, changes)
 end
 
 local function version(h, number)
-  return call('HGET', P .. 'lora_versions:' .. h.id, int(number))
+  local found = redis.pcall('HGET', P .. 'lora_versions:' .. h.id, int(number))
+  return type(found) == 'string' and found or nil
 end
 
 local function flat(h)
@@ -58,7 +61,7 @@ end
 local function record(h, all)
   local out = {flat(h)}
   for number = tonumber(h.version), all and 1 or tonumber(h.version), -1 do
-    out[#out + 1] = version(h, number)
+    out[#out + 1] = version(h, number) or '{}'
   end
   return out
 end
@@ -125,11 +128,14 @@ end
 -- Hidden records that nobody reads any more are gone with this; their objects are due.
 local function erase(id)
   local h = read(id)
-  for _, text in ipairs(call('HVALS', P .. 'lora_versions:' .. id)) do
-    local stored = cjson.decode(text)
-    discard(stored.version.key)
-    if type(stored.version.curve_key) == 'string' then discard(stored.version.curve_key) end
-    call('DEL', P .. 'lora_call:' .. stored.call)
+  for _, text in ipairs(redis.pcall('HVALS', P .. 'lora_versions:' .. id)) do
+    -- of a damaged one the object stays, and the others' go on
+    pcall(function()
+      local stored = cjson.decode(text)
+      discard(stored.version.key)
+      if type(stored.version.curve_key) == 'string' then discard(stored.version.curve_key) end
+      call('DEL', P .. 'lora_call:' .. stored.call)
+    end)
   end
   if h and h.preview then discard(h.preview) end
   call('DEL', P .. 'lora:' .. id, P .. 'lora_versions:' .. id)
@@ -168,6 +174,10 @@ local function claimed()
   return task[1] == 'running' and task[2] == int(A.fence)
 end
 
+local function owned() return call('HLEN', P .. 'lora_names:' .. A.owner) end
+
+function verbs.count() return {'ok', owned()} end
+
 function verbs.register()
   local answer = known()
   if answer then return answer end
@@ -176,8 +186,10 @@ function verbs.register()
   local h = id and read(id)
   if not announced(A.key) or late(h or {}) then return {'late'} end
   if A.curve and not announced(A.curve) then return {'late'} end
+  if not h and A.max_owned and owned() >= A.max_owned then return {'full'} end
   if not h then
     h = {id = A.id}
+    if A.task then set(h, {task = A.task}) end
     set(h, {id = A.id, name = A.name, fold = A.fold, owner = A.owner, version = 0, created = NOW,
       seq = call('INCR', P .. 'lora_seq'), visibility = 'private', trigger_words = '[]'})
   end
@@ -197,6 +209,13 @@ function verbs.published()
   local old = call('GET', P .. 'lora_call:' .. A.call)
   local h = old and own(string.match(old, '^%S+'))
   if not h then return {'missing'} end
+  return {'ok', unpack(record(h, true))}
+end
+
+function verbs.trained()
+  local old = call('GET', P .. 'lora_call:' .. A.call)
+  local h = old and read(string.match(old, '^%S+'))
+  if not visible(h) then return {'missing'} end
   return {'ok', unpack(record(h, true))}
 end
 

@@ -110,6 +110,7 @@ class Lora(Frozen):
     visibility: Visibility
     trigger_words: tuple[str, ...]
     preview_key: str | None
+    trained_by: str | None = Field(None, description="The task that made its first version.")
     created_at: datetime
     updated_at: datetime
     versions: tuple[StoredVersion, ...] = Field(description="The newest first; in lists it alone.")

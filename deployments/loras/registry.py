@@ -57,12 +57,14 @@ class LoraRegistry:
         file_name: str | None = None,
         claim: Claim | None = None,
         curve: bytes | None = None,
+        max_owned: int | None = None,
     ) -> Lora:
         """Registers a file; a request may name it as soon as this returns.
 
         The same `call_id` again publishes nothing twice, nor does a `claim` that is void. `curve`
         is the JSON of its training's loss. Raises ModelError, which calls the file by `file_name`,
-        where it is no LoRA; CallConflict, LoraNotFound, UploadExpired, ClaimLost as the store.
+        where it is no LoRA; CallConflict, LoraNotFound, UploadExpired, ClaimLost, TooManyLoras as
+        the store.
         """
         header = await asyncio.to_thread(read_header, path, file_name)
         # A key of this call alone: nothing that is registered is ever overwritten.
@@ -74,7 +76,11 @@ class LoraRegistry:
             curve_key = await self._keep(curve, "json", "application/json")
             version = version.model_copy(update={"curve_key": curve_key})
         lora = await self.store.register(
-            _with_trigger(new, header), version, call_id=call_id, claim=claim
+            _with_trigger(new, header),
+            version,
+            call_id=call_id,
+            claim=claim,
+            max_owned=max_owned,
         )
         log.info("LoRA %s has version %d", lora.id, lora.newest.number)
         return lora

@@ -14,11 +14,13 @@ from uuid import uuid4
 from redis.asyncio import Redis
 
 from configs.settings import TaskSettings
+from deployments.log import get_logger
 from deployments.loras.errors import (
     CallConflict,
     ClaimLost,
     LoraNotFound,
     NameTaken,
+    TooManyLoras,
     UploadExpired,
 )
 from deployments.loras.model import (
@@ -38,6 +40,8 @@ from deployments.tasks.model import Claim
 from deployments.tasks.record import read_fields
 from deployments.tasks.script import Script, command_client
 from pipelines.errors import InvalidRequest
+
+log = get_logger(__name__)
 
 MAX_PAGE = 200
 ANNOUNCED_S = 3600.0
@@ -86,13 +90,20 @@ class LoraStore:
         await self._run("announce", key=key, ttl=round(ANNOUNCED_S * 1e6))
 
     async def register(
-        self, new: NewLora, version: Version, *, call_id: str, claim: Claim | None = None
+        self,
+        new: NewLora,
+        version: Version,
+        *,
+        call_id: str,
+        claim: Claim | None = None,
+        max_owned: int | None = None,
     ) -> Lora:
         """A new LoRA, or another version of the owner's LoRA of this name.
 
         The same call again registers nothing and answers the same LoRA as it is now. Raises
         CallConflict where that call had another file, LoraNotFound where its LoRA was deleted,
-        UploadExpired, and ClaimLost where a `claim` is given that is void.
+        UploadExpired, ClaimLost where a `claim` is given that is void, and TooManyLoras where the
+        owner has `max_owned`.
         """
         word, rest = await self._run(
             "register",
@@ -106,6 +117,7 @@ class LoraStore:
             version=version.model_dump_json(),
             task=claim.task_id if claim else None,
             fence=claim.fence if claim else None,
+            max_owned=max_owned,
             **_changes(Changes(**new.model_dump(include=set(Changes.model_fields)))),
         )
         if word == "conflict":
@@ -116,12 +128,24 @@ class LoraStore:
             raise UploadExpired
         if word == "stale":
             raise ClaimLost
+        if word == "full":
+            raise TooManyLoras(max_owned or 0)
         return _lora(rest)
 
     async def published(self, call_id: str, *, owner: str) -> Lora | None:
         """What that call registered; None where it did not, or where that was deleted."""
         word, rest = await self._run("published", call=call_id, owner=owner)
         return None if word == "missing" else _lora(rest)
+
+    async def trained(self, task_id: str, *, owner: str) -> Lora | None:
+        """What that training made, if the owner may use it."""
+        word, rest = await self._run("trained", call=task_id, owner=owner)
+        return None if word == "missing" else _lora(rest)
+
+    async def count(self, owner: str) -> int:
+        """How many LoRAs the owner has."""
+        _, (found,) = await self._run("count", owner=owner)
+        return int(found)
 
     async def has_name(self, name: str, *, owner: str) -> bool:
         """Whether the owner has a LoRA of this name, in any case."""
@@ -143,7 +167,8 @@ class LoraStore:
     async def list(
         self, owner: str, chosen: Filter, *, limit: int = 50, cursor: str | None = None
     ) -> LoraPage:
-        """The owner's and the public ones, newest first. A page may be short and yet not the last.
+        """The owner's and the public ones, newest first. A page may be short and yet not the last;
+        what someone else wrote into a record leaves that one out.
 
         Raises InvalidRequest for a foreign cursor.
         """
@@ -159,9 +184,8 @@ class LoraStore:
             limit=min(max(limit, 1), MAX_PAGE),
             before=cursor,
         )
-        return LoraPage(
-            loras=tuple(_lora(record) for record in records), next_cursor=last.decode() or None
-        )
+        found = tuple(lora for record in records if (lora := _sound(record)) is not None)
+        return LoraPage(loras=found, next_cursor=last.decode() or None)
 
     async def names(self, owner: str) -> Names:
         """Of LoRAs that an owner may use: some hundred at most."""
@@ -213,7 +237,17 @@ class LoraStore:
             raise NameTaken(str(more["name"]))
         if word == "late":
             raise UploadExpired
-        return _lora(rest)
+        if (lora := _sound(rest)) is None:
+            raise LoraNotFound(lora_id)
+        return lora
+
+
+def _sound(record: Sequence[Any]) -> Lora | None:
+    try:
+        return _lora(record)
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        log.warning("a LoRA's record is damaged: %r: %r", record[0][:4], error)
+        return None
 
 
 def _changes(changes: Changes) -> dict[str, object]:
@@ -246,6 +280,7 @@ def _lora(record: Sequence[Any]) -> Lora:
         visibility=fields["visibility"],
         trigger_words=json.loads(fields["trigger_words"]),
         preview_key=fields.get("preview"),
+        trained_by=fields.get("task"),
         created_at=_time(int(fields["created"])),
         updated_at=_time(int(fields["updated"])),
         versions=tuple(map(_version, record[1:])),

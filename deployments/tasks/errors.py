@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from deployments.tasks.model import Status
+from deployments.tasks.model import Kind, Status
 from pipelines.errors import DaguerreError
 
 
@@ -39,7 +39,7 @@ class IdempotencyConflict(DaguerreError):
 
 
 class AlreadyEnded(DaguerreError):
-    """The task has ended, so it can no longer be canceled."""
+    """The task has ended, so it can no longer be canceled or paused."""
 
     def __init__(self, status: Status) -> None:
         super().__init__(f"The task has already {status}.")
@@ -51,6 +51,22 @@ class NotQueued(DaguerreError):
 
     def __init__(self, status: Status) -> None:
         super().__init__(f"The task is {status}, not waiting in a queue.")
+        self.status = status
+
+
+class NotPausable(DaguerreError):
+    """A task of this kind cannot be paused."""
+
+    def __init__(self, kind: Kind) -> None:
+        super().__init__(f"Only a training can be paused, this is a task of kind {kind}.")
+        self.kind = kind
+
+
+class NotPaused(DaguerreError):
+    """The task is not paused, so it cannot be resumed."""
+
+    def __init__(self, status: Status) -> None:
+        super().__init__(f"The task is {status}, not paused.")
         self.status = status
 
 

@@ -26,6 +26,7 @@ class Status(StrEnum):
     SCHEDULED = "scheduled"
     QUEUED = "queued"
     RUNNING = "running"
+    PAUSED = "paused"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELED = "canceled"
@@ -35,22 +36,28 @@ TERMINAL = frozenset({Status.SUCCEEDED, Status.FAILED, Status.CANCELED})
 
 TRANSITIONS: dict[Status, frozenset[Status]] = {
     # scheduled -> queued when its time has come; queued <- running when a lease is lost, a
-    # replica hands work back (queued), or a retry waits out its backoff (scheduled).
-    Status.SCHEDULED: frozenset({Status.QUEUED, Status.CANCELED}),
-    Status.QUEUED: frozenset({Status.RUNNING, Status.CANCELED, Status.FAILED}),
+    # replica hands work back (queued), or a retry waits out its backoff (scheduled). paused by its
+    # owner, and back; failed where it was paused for too long.
+    Status.SCHEDULED: frozenset({Status.QUEUED, Status.PAUSED, Status.CANCELED}),
+    Status.QUEUED: frozenset({Status.RUNNING, Status.PAUSED, Status.CANCELED, Status.FAILED}),
     Status.RUNNING: frozenset(
         {
             Status.QUEUED,
             Status.SCHEDULED,
+            Status.PAUSED,
             Status.SUCCEEDED,
             Status.FAILED,
             Status.CANCELED,
         }
     ),
+    Status.PAUSED: frozenset({Status.QUEUED, Status.CANCELED, Status.FAILED}),
     Status.SUCCEEDED: frozenset(),
     Status.FAILED: frozenset(),
     Status.CANCELED: frozenset(),
 }
+
+PAUSABLE = frozenset({Kind.LORA})
+"""What keeps its state between two attempts."""
 
 
 class Frozen(BaseModel):

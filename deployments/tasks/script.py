@@ -17,7 +17,7 @@ from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.exceptions import NoScriptError, RedisError
 
 from deployments.tasks.errors import StoreUnavailable
-from deployments.tasks.model import SCHEMA_VERSION, TERMINAL, TRANSITIONS, Kind
+from deployments.tasks.model import PAUSABLE, SCHEMA_VERSION, TERMINAL, TRANSITIONS, Kind
 
 DEADLINE_S = 1.5  # of one command with all its retries: a submit fails fast
 _ANSWER_S, _CONNECT_S = 1.0, 0.5
@@ -92,6 +92,7 @@ def _tables() -> str:
         f"local TRANSITIONS = {{{ways}}}\n"
         f"local TERMINAL = {_lua_set(TERMINAL)}\n"
         f"local KINDS = {_lua_set(Kind)}\n"
+        f"local PAUSABLE = {_lua_set(PAUSABLE)}\n"
         f"local VERSION = {SCHEMA_VERSION}\n"
     )
 

@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import re
 from collections.abc import Sequence
-from typing import Any, NoReturn, TypeAlias, cast
-from uuid import uuid4
+from typing import Any, TypeAlias, cast
 
 from redis.asyncio import Redis
 
 from configs.settings import TaskSettings
-from deployments.tasks.errors import (
-    AlreadyEnded,
-    IdempotencyConflict,
-    NotEnded,
-    NotQueued,
-    QueueFull,
-    TaskNotFound,
-)
+from deployments.tasks.argument import beaten, claimed, digest, new_id, refuse, us
+from deployments.tasks.errors import IdempotencyConflict, QueueFull, TaskNotFound
 from deployments.tasks.exchange import Beat, CallbackJob, Page, Renewal, WorkerInfo
 from deployments.tasks.model import (
     Claim,
@@ -106,14 +98,14 @@ class TaskStore:
         body = new.model_dump(mode="json", exclude={"idempotency_key"})
         idem = None
         if new.idempotency_key is not None:
-            idem = _digest(new.owner, new.idempotency_key)
-            fingerprint = fingerprint or _digest(json.dumps(body, sort_keys=True))
+            idem = digest(new.owner, new.idempotency_key)
+            fingerprint = fingerprint or digest(json.dumps(body, sort_keys=True))
         word, rest = await self._run(
             "create",
             id=task_id,
             **{name: body[name] for name in ("kind", "queue", "owner", "priority")},
             input=json.dumps(body["input"]),
-            delay=_us(new.delay_s),
+            delay=us(new.delay_s),
             callback_url=new.callback_url,
             idem=idem,
             fingerprint=fingerprint,
@@ -159,7 +151,7 @@ class TaskStore:
 
     async def delete(self, task_id: str, *, owner: str | None = None) -> Task:
         """Remove an ended task's record. Raises TaskNotFound, NotEnded."""
-        return await self._one("delete", task_id, owner, rid=_new_id())
+        return await self._one("delete", task_id, owner, rid=new_id())
 
     async def set_priority(self, task_id: str, priority: int, *, owner: str | None = None) -> Task:
         """Give it another rank, behind older tasks of that rank. Raises TaskNotFound, NotQueued."""
@@ -167,7 +159,16 @@ class TaskStore:
 
     async def move_to_front(self, task_id: str, *, owner: str | None = None) -> Task:
         """Before everything that waits now. Raises TaskNotFound, NotQueued."""
-        return await self._one("front", task_id, owner, rid=_new_id())
+        return await self._one("front", task_id, owner, rid=new_id())
+
+    async def pause(self, task_id: str, *, owner: str | None = None) -> Task:
+        """Out of its queue, or of its worker's hands, until `resume`; one that is paused for the
+        retention fails. Raises TaskNotFound, NotPausable, AlreadyEnded."""
+        return await self._one("pause", task_id, owner, rid=new_id())
+
+    async def resume(self, task_id: str, *, owner: str | None = None) -> Task:
+        """Back to its old place in the queue. Raises TaskNotFound, NotPaused."""
+        return await self._one("resume", task_id, owner, rid=new_id())
 
     async def position(self, task_id: str) -> Position | None:
         """Where a waiting task stands; None once it does not wait."""
@@ -200,15 +201,15 @@ class TaskStore:
             **({} if above is None else {"above": above}),
             **self._terms(),
         )
-        claimed = []
+        found = []
         for task in map(read_task, records):
             claim = Claim(task_id=task.id, fence=task.attempt, worker=worker)
             if damaged(task):
                 assert task.error is not None
                 await self.fail(claim, task.error, retryable=False)
             else:
-                claimed.append(Claimed(claim=claim, task=task))
-        return claimed
+                found.append(Claimed(claim=claim, task=task))
+        return found
 
     async def sweep(self, queue: str) -> int:
         """Queue what is due and what lost its worker, or give it up; `claim` does so too."""
@@ -228,7 +229,7 @@ class TaskStore:
         if not beats:
             return Renewal(frozenset(), frozenset())
         _, words = await self._run(
-            "renew", beats=[_beat(beat) for beat in beats], lease=self._terms()["lease"]
+            "renew", beats=[beaten(beat) for beat in beats], lease=self._terms()["lease"]
         )
         by_word: dict[bytes, set[str]] = {b"stale": set(), b"watched": set(), b"ok": set()}
         for beat, word in zip(beats, words, strict=True):
@@ -238,7 +239,7 @@ class TaskStore:
     async def preview(self, claim: Claim, jpeg: bytes) -> bool:
         """Show an unfinished picture to whoever listens; only the newest is kept."""
         data = json.dumps({"image": base64.b64encode(jpeg).decode(), "content_type": "image/jpeg"})
-        return await self._settle("preview", claim, data=data, rid=_new_id())
+        return await self._settle("preview", claim, data=data, rid=new_id())
 
     async def succeed(
         self, claim: Claim, outputs: Sequence[Output], *, steps: int | None = None
@@ -254,10 +255,10 @@ class TaskStore:
         """Count an error: queued again after a backoff, or failed. None: the claim is stale."""
         word, rest = await self._run(
             "fail",
-            **_claim(claim),
+            **claimed(claim),
             error=error.model_dump_json(),
             retryable=retryable,
-            backoff=_us(self._settings.backoff_s),
+            backoff=us(self._settings.backoff_s),
             max_errors=self._settings.max_errors,
         )
         return read_task(rest[0]) if word == "ok" else None
@@ -269,7 +270,7 @@ class TaskStore:
     async def announce(self, queue: str, worker: str, *, info: WorkerInfo, ttl_s: float) -> None:
         """Be counted as a live worker of the queue for `ttl_s`."""
         text = json.dumps(dict(info))
-        await self._run("announce", queue=queue, worker=worker, info=text, ttl=_us(ttl_s))
+        await self._run("announce", queue=queue, worker=worker, info=text, ttl=us(ttl_s))
 
     async def withdraw(self, queue: str, worker: str) -> None:
         """Be counted no more."""
@@ -307,7 +308,7 @@ class TaskStore:
     async def due_callbacks(self, sender: str, *, limit: int = 20, lease_s: float = 60.0) -> Jobs:
         """Lease what is due; not settled within `lease_s`, a callback is due again."""
         _, found = await self._run(
-            "due_callbacks", sender=sender, limit=limit, lease=_us(lease_s), rid=_new_id()
+            "due_callbacks", sender=sender, limit=limit, lease=us(lease_s), rid=new_id()
         )
         return [
             CallbackJob(read_task(record), webhook_id.decode(), int(attempt), int(fence))
@@ -322,7 +323,7 @@ class TaskStore:
         self, job: CallbackJob, delay_s: float, reason: str, *, counted: bool = True
     ) -> None:
         """Not delivered: due again after `delay_s`, not `counted` as the same attempt."""
-        await self._settle_callback(job, "due", reason, delay=_us(delay_s), uncounted=not counted)
+        await self._settle_callback(job, "due", reason, delay=us(delay_s), uncounted=not counted)
 
     async def callback_dead(self, job: CallbackJob, reason: str) -> None:
         """Given up."""
@@ -333,23 +334,28 @@ class TaskStore:
     async def sweep_expired(self, limit: int = 100) -> Tasks:
         """Remove tasks that ended longer ago than the retention; their blobs are the caller's."""
         _, records = await self._run(
-            "expire", limit=limit, retention=_us(self._settings.retention_s), rid=_new_id()
+            "expire", limit=limit, retention=us(self._settings.retention_s), rid=new_id()
         )
         return [read_task(record) for record in records]
 
     # Inside
 
     def _terms(self) -> dict[str, int]:
-        return {"lease": _us(self._settings.lease_s), "max_lost": self._settings.max_lost}
+        settings = self._settings
+        return {
+            "lease": us(settings.lease_s),
+            "max_lost": settings.max_lost,
+            "retention": us(settings.retention_s),
+        }
 
     async def _one(self, verb: str, task_id: str, owner: str | None, **more: object) -> Task:
         word, rest = await self._run(verb, task=task_id, owner=owner, **more)
         if word != "ok":
-            _refuse(word, task_id, rest)
+            refuse(word, task_id, rest)
         return read_task(rest[0])
 
     async def _settle(self, verb: str, claim: Claim, **more: object) -> bool:
-        word, _ = await self._run(verb, **_claim(claim), **more)
+        word, _ = await self._run(verb, **claimed(claim), **more)
         return word == "ok"
 
     async def _settle_callback(
@@ -365,34 +371,3 @@ class TaskStore:
             found = await self._blocking.xread({key: after}, block=block_ms(block_s))
         streams = cast("list[tuple[bytes, Entries]]", found)  # as protocol 2 answers
         return streams[0][1] if streams else []
-
-
-def _refuse(word: str, task_id: str, rest: Sequence[Any]) -> NoReturn:
-    if word == "missing":
-        raise TaskNotFound(task_id)
-    status = Status(rest[0].decode())
-    raise {"ended": AlreadyEnded, "alive": NotEnded, "not_queued": NotQueued}[word](status)
-
-
-def _us(seconds: float) -> int:
-    return round(seconds * 1_000_000)
-
-
-def _new_id() -> str:
-    return uuid4().hex
-
-
-def _digest(*parts: str) -> str:
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-
-def _claim(claim: Claim) -> dict[str, object]:
-    return {"task": claim.task_id, "fence": claim.fence}
-
-
-def _beat(beat: Beat) -> dict[str, object]:
-    if beat.progress is None:
-        return _claim(beat.claim)
-    progress = beat.progress.model_dump(exclude_none=True)
-    sent = _claim(beat.claim) | {name: progress.pop(name) for name in ("step", "steps")}
-    return sent | {"figures": progress} if progress else sent

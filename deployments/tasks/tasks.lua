@@ -1,14 +1,15 @@
 -- Every read and write of a task, each verb atomic.
 --
 -- KEYS[1] is the prefix "{name}:" of all keys; ARGV[1] the verb; ARGV[2] its arguments as JSON.
--- TRANSITIONS, TERMINAL, KINDS and VERSION are put before this text from model.py.
+-- TRANSITIONS, TERMINAL, KINDS, PAUSABLE and VERSION are put before this text from model.py.
 -- Times are microseconds of the server's own clock, durations microseconds. A verb answers
 -- {word, ...}. redis-py repeats a call whose reply was lost, so each verb run twice with the same
 -- arguments leaves what one run leaves and answers the same: by the task's id and fence, or by `rid`,
 -- the caller's own id of the call.
 --
 -- task:<id>       hash: the record. `did:<fence>` says how that claim ended.
--- queue:<q>       zset of queued ids by `score`; scheduled:<q> by `not_before`; running:<q> by lease
+-- queue:<q>       zset of queued ids by `score`; scheduled:<q> by `not_before`; running:<q> by lease;
+--                 paused:<q> by the time of the pause
 -- line:<q>:<line> zset of queued ids by `seq`, a line being `<priority>:<owner>`; see Shares
 -- share:<q>       zset of lines that wait, by turn; spent:<q> of idle ones; turn:<q> the latest taken
 -- ended           zset of ended ids by end, for the expiry; all:<status>:<kind> and
@@ -98,6 +99,7 @@ local function place(h)
   if h.status == 'queued' then return 'queue:' .. h.queue, h.score end
   if h.status == 'scheduled' then return 'scheduled:' .. h.queue, h.not_before end
   if h.status == 'running' then return 'running:' .. h.queue, h.lease end
+  if h.status == 'paused' then return 'paused:' .. h.queue, h.paused end
   return 'ended', h.finished
 end
 
@@ -334,6 +336,19 @@ local function pulse()
   end
 end
 
+local function drop_paused(queue)
+  local old = call('ZRANGEBYSCORE', P .. 'paused:' .. queue, '-inf', int(NOW - A.retention),
+    'LIMIT', 0, SWEEP_BATCH)
+  for _, id in ipairs(old) do
+    local h = take('paused:', queue, id, 'paused')
+    if h then
+      move(h, 'failed', {error = cjson.encode({code = 'paused_too_long', message =
+        'The task was given up: it was paused for ' .. int(A.retention / 1000000) .. ' seconds.'})})
+    end
+  end
+  return #old
+end
+
 local function sweep(queue)
   pulse()
   local away, moved = call('EXISTS', P .. 'pulse:back') == 1, 0
@@ -356,7 +371,7 @@ local function sweep(queue)
       moved = moved + 1
     end
   end
-  return moved
+  return moved + drop_paused(queue)
 end
 
 local function start(h)
@@ -400,7 +415,9 @@ end
 function verbs.create()
   local answer = known()
   if answer then return answer end
-  if size('queue:' .. A.queue) + size('scheduled:' .. A.queue) >= A.max_queue then
+  local kept = size('queue:' .. A.queue) + size('scheduled:' .. A.queue)
+    + size('paused:' .. A.queue)
+  if kept >= A.max_queue then
     local run, side_by_side = pace(A.queue)
     return {'full', int(run and run / side_by_side or 0)}
   end
@@ -512,6 +529,27 @@ function verbs.front()
     local turn = call('INCR', P .. 'front')
     reorder(h, {front = A.rid, score = FRONT - turn})
   end
+  return {'ok', flat(h)}
+end
+
+-- What runs stops at its next heartbeat; till then, and for ever, its writes are refused.
+function verbs.pause()
+  local h = hold(A.task, A.owner)
+  if not h then return {'missing'} end
+  if h.pause == A.rid or h.status == 'paused' then return {'ok', flat(h)} end
+  if not PAUSABLE[h.kind] then return {'not_pausable', h.kind} end
+  if TERMINAL[h.status] then return {'ended', h.status} end
+  move(h, 'paused', {pause = A.rid, paused = NOW, worker = ''})
+  return {'ok', flat(h)}
+end
+
+-- To its old place in the queue.
+function verbs.resume()
+  local h = hold(A.task, A.owner)
+  if not h then return {'missing'} end
+  if h.resume == A.rid then return {'ok', flat(h)} end
+  if h.status ~= 'paused' then return {'not_paused', h.status} end
+  move(h, 'queued', {resume = A.rid})
   return {'ok', flat(h)}
 end
 

@@ -18,9 +18,24 @@ from hypothesis.stateful import (
 from redis import Redis
 
 from configs.settings import TaskSettings
-from deployments.tasks.errors import AlreadyEnded, IdempotencyConflict, NotEnded, NotQueued
+from deployments.tasks.errors import (
+    AlreadyEnded,
+    IdempotencyConflict,
+    NotEnded,
+    NotPaused,
+    NotQueued,
+)
 from deployments.tasks.exchange import Beat
-from deployments.tasks.model import TERMINAL, Claim, NewTask, Output, Progress, Status, TaskError
+from deployments.tasks.model import (
+    TERMINAL,
+    Claim,
+    Kind,
+    NewTask,
+    Output,
+    Progress,
+    Status,
+    TaskError,
+)
 from deployments.tasks.store import TaskStore
 
 MAX_ERRORS, MAX_LOST = 3, 2
@@ -125,6 +140,7 @@ class Machine(RuleBasedStateMachine):
     def submit(self, owner, priority, delayed, key):
         task_id = str(uuid4())
         new = NewTask(
+            kind=Kind.LORA,
             queue="q",
             owner=owner,
             input={"n": 1},
@@ -158,6 +174,37 @@ class Machine(RuleBasedStateMachine):
             return
         assert self.do(self.store.cancel(task.id)).status is Status.CANCELED
         task.status = Status.CANCELED
+
+    @precondition(lambda self: self.tasks)
+    @rule(n=numbers)
+    def pause(self, n):
+        task = self.pick(n)
+        if task.status in TERMINAL:
+            with pytest.raises(AlreadyEnded):
+                self.do(self.store.pause(task.id))
+            return
+        assert self.do(self.store.pause(task.id)).status is Status.PAUSED
+        task.status = Status.PAUSED
+
+    @precondition(lambda self: self.tasks)
+    @rule(n=numbers)
+    def resume(self, n):
+        task = self.pick(n)
+        if task.status is not Status.PAUSED:
+            with pytest.raises(NotPaused):
+                self.do(self.store.resume(task.id))
+            return
+        assert self.do(self.store.resume(task.id)).status is Status.QUEUED
+        task.status = Status.QUEUED
+
+    @rule(n=numbers)
+    def it_is_paused_for_too_long(self, n):
+        task = self.pick(n, Status.PAUSED)
+        if task is None:
+            return
+        self.redis.zadd(self.key("paused:q"), {task.id: 1}, xx=True)
+        assert self.do(self.store.sweep("q")) in (0, 1)
+        task.status = Status.FAILED
 
     @precondition(lambda self: self.tasks)
     @rule(n=numbers)
@@ -300,7 +347,7 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def the_store_says_what_the_model_says(self):
-        places = ("queue:q", "running:q", "scheduled:q", "ended", "callbacks")
+        places = ("queue:q", "running:q", "scheduled:q", "paused:q", "ended", "callbacks")
         lists = [f"all:{status}:*" for status in Status]
         with self.redis.pipeline(transaction=False) as pipe:
             for index in (*places, *lists):
@@ -331,6 +378,7 @@ class Machine(RuleBasedStateMachine):
             assert set(indices[index]) == self.ids(status)
         assert set(indices["running:q"]) == self.ids(Status.RUNNING)
         assert set(indices["scheduled:q"]) == self.ids(Status.SCHEDULED)
+        assert set(indices["paused:q"]) == self.ids(Status.PAUSED)
         assert set(indices["ended"]) == self.ids(*TERMINAL)
         assert indices["queue:q"] == [task.id for task in self.waiting_order()]
         lines = {}

@@ -10,6 +10,7 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from deployments.tasks.training import (
     LORA_QUEUE,
     Curve,
     LoraOrder,
+    curve_key,
     pictures_key,
     training_prefix,
 )
@@ -333,6 +335,57 @@ async def test_a_drained_trainer_hands_its_training_back_and_the_next_goes_on(
     await until(lambda: launch.steps(2))
     assert launch.steps(2)[0] > launch.steps(1)[-1]
     await store.cancel(task.id)
+
+
+async def test_its_curve_is_kept_between_two_checkpoints_as_well(
+    start: Start, train: Train, store: TaskStore, objects: ObjectStore,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(lora_run, "CURVE_EVERY_S", 0.0)
+    start()
+    task = await train(steps=ENDLESS, checkpoint_every=ENDLESS)
+    async with asyncio.timeout(100):
+        while not await objects.exists(curve_key(task.id, 1)):
+            await asyncio.sleep(0.05)
+    curve = Curve.model_validate_json(await objects.get(curve_key(task.id, 1)))
+    assert (curve.steps, curve.points[0].step) == (ENDLESS, 1)
+    await store.cancel(task.id)
+
+
+async def test_a_paused_training_holds_no_worker_and_ends_as_the_unbroken_one(
+    start: Start, train: Train, store: TaskStore, objects: ObjectStore, loras: LoraStore,
+    settings: Settings, launch: InThread, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    on_step, go_on = lora_run.LoraRun._on_step, threading.Event()
+
+    def halting(self: lora_run.LoraRun, report: Any) -> None:
+        """Its thread is told to stop with the report after the one that was being waited for."""
+        on_step(self, report)
+        if self._attempt.fence == 1 and self._attempt.order.name == "broken":
+            waits = {3: go_on, 4: self._stop}.get(report.step)
+            assert waits is None or waits.wait(60)
+
+    monkeypatch.setattr(lora_run.LoraRun, "_on_step", halting)
+    start()
+    broken = await train(name="broken", checkpoint_every=ENDLESS)
+    await until(lambda: 3 in launch.steps(1))
+    assert (await store.pause(broken.id)).status is Status.PAUSED
+    go_on.set()
+    await until(lambda: launch.ended)
+    assert {"pictures.zip", "checkpoint.safetensors"} <= set(kept(settings, broken))
+    unbroken = await ended(store, await train(name="unbroken"))
+    assert (await store.get(broken.id)).status is Status.PAUSED, "nobody took it up"
+    await store.resume(broken.id)
+    done = await ended(store, broken)
+    assert (done.status, done.attempt, done.errors) == (Status.SUCCEEDED, 2, 0)
+    assert launch.steps(2) == [5, 6]
+    one, other = [
+        load(await objects.get((await loras.get(task.lora_id or "", owner="ann")).newest.key))
+        for task in (done, unbroken)
+    ]
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    await until(lambda: not kept(settings, broken))
 
 
 async def test_an_attempt_that_lost_its_lease_publishes_nothing(

@@ -1,30 +1,23 @@
-"""A task's event stream as server-sent events."""
+"""A task's event stream as server-sent events and as messages of a WebSocket."""
 
 from __future__ import annotations
 
 import json
 import re
-import time
 from collections.abc import AsyncIterator
 from typing import Any
 
 from deployments.api.native.schema import WORDS, TaskView
 from deployments.api.services import Services
-from deployments.log import TaskLogger, get_logger
-from deployments.storage.store import StorageUnavailable
-from deployments.tasks.errors import StoreUnavailable, TaskNotFound
-from deployments.tasks.model import TERMINAL, Event, Status, Task
+from deployments.api.watch import BEGINNING, StreamCut, happenings, reading
+from deployments.tasks.model import Event, Status, Task
 
-log = get_logger(__name__)
-
-HEARTBEAT_S = 2.0
-"""The longest silence; a vanished reader is noticed at the next write."""
-MAX_STREAM_S = 900.0
-"""Then the reader has to come back, which browsers do by themselves."""
 RECONNECT_MS = 1000
-BEGINNING = "0"
 
 _EVENT_ID = re.compile(r"[0-9]{1,18}(-[0-9]{1,18})?")
+
+Told = tuple[str, str, dict[str, Any]]
+"""Event id, type and data."""
 
 
 def start_of(last_event_id: str | None) -> str:
@@ -37,37 +30,41 @@ def start_of(last_event_id: str | None) -> str:
 async def follow(
     services: Services, task: Task, owner: str, after: str, base: str
 ) -> AsyncIterator[bytes]:
-    """Events after that id until the task's end, with a comment in every silence.
+    """Server-sent events after that id until the task's end, with a comment in every silence.
 
-    Ends early, and silently, when a store or the task goes away or after MAX_STREAM_S.
+    Ends early, and silently, where StreamCut is raised.
     """
-    services.streams += 1
-    ends_at = time.monotonic() + MAX_STREAM_S
     try:
-        yield f"retry: {RECONNECT_MS}\n\n".encode()
-        while time.monotonic() < ends_at:
-            events = await services.events(task, after, HEARTBEAT_S)
-            for event in events:
-                after = event.id
-                if not _is_end(event):
-                    yield _message(event.type, _data(event), event.id)
-            if events and not _is_end(events[-1]):
-                continue
-            # The record has the last word: its events may have been trimmed or have expired.
-            task = await services.task(task.id, owner)
-            if task.status in TERMINAL:
-                view = TaskView.of(task, await services.urls(task, base))
-                yield _message("status", view.model_dump(mode="json"), after)
-                return
-            yield b": waiting\n\n"
-    except (StoreUnavailable, StorageUnavailable, TaskNotFound) as reason:
-        TaskLogger(log, task.id).info("event stream ends: %r", reason)
-    finally:
-        services.streams -= 1
+        with reading(services, task.id):
+            yield f"retry: {RECONNECT_MS}\n\n".encode()
+            async for told in _told(services, task, owner, after, base):
+                yield b": waiting\n\n" if told is None else _message(*told)
+    except StreamCut:
+        return
 
 
-def _is_end(event: Event) -> bool:
-    return event.type == "status" and event.data.get("status") in TERMINAL
+async def messages(
+    services: Services, task: Task, owner: str, after: str, base: str
+) -> AsyncIterator[str]:
+    """The same as JSON texts, without comments. Raises StreamCut."""
+    with reading(services, task.id):
+        async for told in _told(services, task, owner, after, base):
+            if told is not None:
+                event_id, kind, data = told
+                yield json.dumps({"id": event_id, "event": kind, "data": data}, ensure_ascii=False)
+
+
+async def _told(
+    services: Services, task: Task, owner: str, after: str, base: str
+) -> AsyncIterator[Told | None]:
+    async for event_id, what in happenings(services, task, owner, after):
+        if isinstance(what, Task):
+            view = TaskView.of(what, await services.urls(what, base))
+            yield event_id, "status", view.model_dump(mode="json")
+        elif what is not None:
+            yield event_id, what.type, _data(what)
+        else:
+            yield None
 
 
 def _data(event: Event) -> dict[str, Any]:
@@ -78,7 +75,7 @@ def _data(event: Event) -> dict[str, Any]:
     return event.data
 
 
-def _message(kind: str, data: dict[str, Any], event_id: str) -> bytes:
+def _message(event_id: str, kind: str, data: dict[str, Any]) -> bytes:
     # JSON has no bare line breaks, so one data line is enough.
     text = json.dumps(data, ensure_ascii=False)
     return f"id: {event_id}\nevent: {kind}\ndata: {text}\n\n".encode()

@@ -79,6 +79,20 @@ FAILED: dict[str, Any] = _COMMON | {
     "progress": {"step": 12, "steps": 30},
 }
 CANCELED: dict[str, Any] = _COMMON | {"status": "canceled"}
+PAUSED: dict[str, Any] = _COMMON | {
+    "status": "paused",
+    "prompt": None,
+    "seed": None,
+    "progress": {"step": 340, "steps": 1000},
+    "training": {
+        "name": "zorblax",
+        "lora_id": None,
+        "loss": 0.12,
+        "lr": 0.0001,
+        "samples_per_s": None,
+        "eta_s": None,
+    },
+}
 
 TASKS: dict[str, dict[str, Any]] = {
     "completed, one picture": COMPLETED,
@@ -111,6 +125,10 @@ UNAUTHORIZED: dict[str, Any] = {"detail": "API Key无效或缺失"}
 NOT_FOUND: dict[str, Any] = {"detail": "任务不存在"}
 ALREADY_ENDED: dict[str, Any] = {"detail": "The task has already succeeded."}
 NOT_QUEUED: dict[str, Any] = {"detail": "The task is running, not waiting in a queue."}
+NOT_PAUSABLE: dict[str, Any] = {
+    "detail": "Only a training can be paused, this is a task of kind image."
+}
+NOT_PAUSED: dict[str, Any] = {"detail": "The task is running, not paused."}
 TOO_LARGE: dict[str, Any] = {"detail": "the request body must be at most 33554432 bytes"}
 QUEUE_FULL: dict[str, Any] = {"detail": "The queue is full: 1000 tasks are waiting."}
 TOO_MANY_STREAMS: dict[str, Any] = {

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Header, Query, Request, Response
+from fastapi import APIRouter, Body, Header, Query, Request, Response, WebSocket
 from fastapi.responses import StreamingResponse
 
+from deployments.api.connection import while_connected
 from deployments.api.errors import TooManyStreams
 from deployments.api.native import examples, responses
-from deployments.api.native.events import follow, start_of
+from deployments.api.native.events import follow, messages, start_of
 from deployments.api.native.schema import (
     CreatedView,
     GenerateBody,
@@ -21,6 +23,8 @@ from deployments.api.native.schema import (
     statuses_of,
 )
 from deployments.api.route import KeyedRoute, OwnerDep, ServicesDep, base_url
+from deployments.api.services import Services
+from deployments.api.socket import tell
 from deployments.tasks.model import Task
 
 MAX_PAGE = 200
@@ -127,7 +131,7 @@ async def get_task(
     """
     task = await services.task(task_id, owner)
     if wait_s:
-        task = await services.wait(task, owner, wait_s)
+        task = await while_connected(request, services.wait(task, owner, wait_s))
     return await _view(task, request, services)
 
 
@@ -182,6 +186,37 @@ async def move_to_front(
     return await _view(await services.move_to_front(task_id, owner), request, services)
 
 
+@router.post(
+    "/tasks/{task_id}/pause",
+    summary="Pause a training",
+    responses=responses.COMMON
+    | responses.NOT_FOUND
+    | responses.NOT_PAUSABLE
+    | responses.ok("The task.", paused=examples.PAUSED),
+)
+async def pause_task(
+    task_id: str, request: Request, services: ServicesDep, owner: OwnerDep
+) -> TaskView:
+    """Waiting, or running: then it stops after its step and keeps a checkpoint. Pausing a paused
+    one changes nothing. One that is paused for as long as ended tasks are kept fails."""
+    return await _view(await services.pause(task_id, owner), request, services)
+
+
+@router.post(
+    "/tasks/{task_id}/resume",
+    summary="Resume a training",
+    responses=responses.COMMON
+    | responses.NOT_FOUND
+    | responses.NOT_PAUSED
+    | responses.ok("The task.", waiting=examples.WAITING),
+)
+async def resume_task(
+    task_id: str, request: Request, services: ServicesDep, owner: OwnerDep
+) -> TaskView:
+    """To its old place in the queue; it goes on after the last step before its pause."""
+    return await _view(await services.resume(task_id, owner), request, services)
+
+
 @router.get(
     "/tasks/{task_id}/events",
     summary="Watch a task",
@@ -207,13 +242,32 @@ async def watch_task(
     owner: OwnerDep,
     last_event_id: Annotated[str | None, Header()] = None,
 ) -> StreamingResponse:
-    """Status, progress and previews as they happen."""
+    """Status, progress and previews as they happen.
+
+    The same as messages of a WebSocket: `/ws` in the place of `/events`.
+    """
     task = await services.task(task_id, owner)
     if services.full:
         raise TooManyStreams
     stream = follow(services, task, owner, start_of(last_event_id), base_url(request))
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
+
+
+@router.websocket("/tasks/{task_id}/ws")
+async def watch_task_by_socket(
+    websocket: WebSocket, task_id: str, last_event_id: str | None = None
+) -> None:
+    """The same as `/events`, each a JSON text with `id`, `event` and `data`.
+
+    The key is in its header, or offered as a subprotocol (`deployments.api.socket`).
+    """
+
+    async def opened(services: Services, owner: str) -> AsyncIterator[str]:
+        task = await services.task(task_id, owner)
+        return messages(services, task, owner, start_of(last_event_id), base_url(websocket))
+
+    await tell(websocket, opened)
 
 
 async def _view(task: Task, request: Request, services: Any) -> TaskView:

@@ -13,7 +13,7 @@ from deployments.tasks.field import Real, Text, Whole
 from deployments.tasks.image import ImageFields
 from deployments.tasks.model import MAX_PRIORITY, MIN_PRIORITY, Kind, Position, Status, Task
 
-StatusWord = Literal["pending", "processing", "completed", "failed", "canceled"]
+StatusWord = Literal["pending", "processing", "completed", "failed", "canceled", "paused"]
 
 WORDS: dict[Status, StatusWord] = {
     Status.QUEUED: "pending",
@@ -22,6 +22,7 @@ WORDS: dict[Status, StatusWord] = {
     Status.SUCCEEDED: "completed",
     Status.FAILED: "failed",
     Status.CANCELED: "canceled",
+    Status.PAUSED: "paused",
 }
 
 CREATED = "任务已创建，正在处理中"

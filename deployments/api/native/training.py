@@ -27,6 +27,19 @@ _MAX_FIELDS = 1000
 
 router = APIRouter(prefix=PATH, route_class=KeyedRoute, tags=["loras"])
 upload_router = APIRouter(route_class=UploadRoute, tags=["loras"])
+task_router = APIRouter(prefix="/api/v1/tasks", route_class=KeyedRoute, tags=["loras"])
+
+_PICTURE: responses.Responses = {
+    200: {
+        "description": "A picture of 800 x 450 pixels.",
+        "content": {
+            "image/png": {
+                "schema": {"type": "string", "format": "binary"},
+                "example": "(a PNG file)",
+            }
+        },
+    }
+}
 
 
 def max_body_bytes(settings: Settings) -> int:
@@ -89,24 +102,36 @@ async def get_curve(lora_id: str, services: ServicesDep, owner: OwnerDep) -> Cur
     "/{lora_id}/curve.png",
     summary="The loss of a LoRA's training, drawn",
     response_class=Response,
-    responses=responses.COMMON
-    | responses.LORA_NOT_FOUND
-    | {
-        200: {
-            "description": "A picture of 800 x 450 pixels.",
-            "content": {
-                "image/png": {
-                    "schema": {"type": "string", "format": "binary"},
-                    "example": "(a PNG file)",
-                }
-            },
-        }
-    },
+    responses=responses.COMMON | responses.LORA_NOT_FOUND | _PICTURE,
 )
 async def get_curve_picture(lora_id: str, services: ServicesDep, owner: OwnerDep) -> Response:
     """Of the newest version; 404 where that was imported."""
     curve = await services.training.curve(lora_id, owner)
     return Response(await draw_curve(curve), media_type="image/png")
+
+
+@task_router.get(
+    "/{task_id}/curve",
+    summary="The loss of a training so far",
+    responses=responses.COMMON
+    | responses.NOT_FOUND
+    | responses.ok("From its first step on.", curve=examples.CURVE),
+)
+async def get_task_curve(task_id: str, services: ServicesDep, owner: OwnerDep) -> CurveView:
+    """While it runs or is paused, and of one that was completed; 404 where there is none."""
+    curve = await services.curve(task_id, owner)
+    return CurveView.model_validate(curve.model_dump())
+
+
+@task_router.get(
+    "/{task_id}/curve.png",
+    summary="The loss of a training so far, drawn",
+    response_class=Response,
+    responses=responses.COMMON | responses.NOT_FOUND | _PICTURE,
+)
+async def get_task_curve_picture(task_id: str, services: ServicesDep, owner: OwnerDep) -> Response:
+    """As `/curve`."""
+    return Response(await draw_curve(await services.curve(task_id, owner)), media_type="image/png")
 
 
 def _of_form(form: FormData, idempotency_key: str | None) -> NewTraining:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import uuid
@@ -14,6 +15,8 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import uvicorn
+from fastapi import FastAPI
 from PIL import Image
 from safetensors.numpy import save
 
@@ -33,6 +36,7 @@ class Api:
     settings: Settings
     services: Services
     http: httpx.AsyncClient
+    app: FastAPI
 
     async def submit(self, **fields: Any) -> str:
         answer = await self.http.post("/api/v1/generate", json={"prompt": "a fox"} | fields)
@@ -130,9 +134,32 @@ async def open_api(redis_url: str, tmp_path: Path) -> AsyncIterator[OpenApi]:
             transport = httpx.ASGITransport(app, raise_app_exceptions=False)
             http = httpx.AsyncClient(transport=transport, base_url=BASE, headers=headers)
             await stack.enter_async_context(http)
-            return Api(settings, app.state.services, http)
+            return Api(settings, app.state.services, http, app)
 
         yield opened
+
+
+@pytest.fixture
+async def listen() -> AsyncIterator[Callable[[Api], Awaitable[str]]]:
+    """await listen(api): `host:port` where a real server has it."""
+    servers: list[tuple[uvicorn.Server, asyncio.Task[None]]] = []
+
+    async def listening(api: Api) -> str:
+        config = uvicorn.Config(
+            api.app, port=0, lifespan="off", ws="websockets-sansio", log_config=None
+        )
+        server = uvicorn.Server(config)
+        running = asyncio.create_task(server.serve())
+        servers.append((server, running))
+        while not server.started:
+            await asyncio.sleep(0.01)
+        host, port = server.servers[0].sockets[0].getsockname()
+        return f"{host}:{port}"
+
+    yield listening
+    for server, running in servers:
+        server.should_exit = True
+        await running
 
 
 @pytest.fixture

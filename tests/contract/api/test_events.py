@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from deployments.api import services
+from deployments.api import services, watch
 from deployments.api.native import events as native_events
 from deployments.api.native import examples
 from deployments.storage.store import StorageUnavailable
@@ -42,8 +42,11 @@ def parse(text: str) -> tuple[list[Sent], list[str]]:
 async def watching(api, task_id, **headers):
     """A reader beside the test; over ASGI its answer is there when the stream has ended."""
     url = f"/api/v1/tasks/{task_id}/events"
+    before = api.services.streams
     reader = asyncio.create_task(api.http.get(url, headers=headers))
-    await asyncio.sleep(0.05)
+    while api.services.streams == before and not reader.done():
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.1)  # its first call is answered
     yield reader
     answer = await asyncio.wait_for(reader, 20)
     assert answer.status_code == 200
@@ -113,7 +116,7 @@ async def test_an_ended_task_whose_events_are_gone_still_tells_its_end(api, redi
 
 
 async def test_a_silent_task_sends_comments_so_that_a_dead_reader_shows(api, monkeypatch):
-    monkeypatch.setattr(native_events, "HEARTBEAT_S", 0.05)
+    monkeypatch.setattr(watch, "HEARTBEAT_S", 0.05)
     task_id = await api.submit()
     async with watching(api, task_id) as reader:
         await asyncio.sleep(0.6)
@@ -123,8 +126,8 @@ async def test_a_silent_task_sends_comments_so_that_a_dead_reader_shows(api, mon
 
 
 async def test_a_stream_is_bounded_in_time_and_says_when_to_come_back(api, monkeypatch):
-    monkeypatch.setattr(native_events, "HEARTBEAT_S", 0.05)
-    monkeypatch.setattr(native_events, "MAX_STREAM_S", 0.2)
+    monkeypatch.setattr(watch, "HEARTBEAT_S", 0.05)
+    monkeypatch.setattr(watch, "MAX_STREAM_S", 0.2)
     task_id = await api.submit()
     async with watching(api, task_id) as reader:
         pass

@@ -198,6 +198,20 @@ async def test_a_name_is_taken_among_its_owners_alone(keyed, png, lora_file):
     assert (await training(keyed, ("a.png", png()), headers=BOB)).status_code == 202
 
 
+async def test_an_owner_who_has_as_many_loras_as_may_be_trains_and_imports_no_more(
+    open_api, png, lora_file
+):
+    api = await open_api(limits={"max_owned_loras": 1})
+    await api.lora("pen")
+    imported = {"file": ("x.safetensors", lora_file())}
+    for answer in (
+        await training(api, ("a.png", png())),
+        await api.http.post(f"{LORAS}/import", data={"name": "Ink"}, files=imported),
+    ):
+        assert (answer.status_code, answer.headers["x-error-code"]) == (409, "too_many_loras")
+        assert "You have 1 LoRAs" in answer.json()["detail"]
+
+
 async def test_the_same_key_again_gives_the_same_task_and_keeps_one_archive(api, png):
     headers = {"Idempotency-Key": "order-17"}
     one, two = [await training(api, ("a.png", png()), headers=headers) for _ in range(2)]

@@ -17,6 +17,8 @@ PNG = base64.b64decode(
     "gg=="
 )
 
+CHANGES = {"pause": ("pending", "paused"), "resume": ("paused", "pending")}
+
 
 class ScriptedServer(ThreadingHTTPServer):
     """Every task goes the same way: waits, makes its steps, ends as `end` says."""
@@ -86,7 +88,11 @@ class Handler(BaseHTTPRequestHandler):
             self._answer(200, self.server.view(parts[3]))
 
     def do_POST(self) -> None:
-        content = self.rfile.read(int(self.headers["content-length"]))
+        content = self.rfile.read(int(self.headers.get("content-length", "0")))
+        *_, task_id, verb = self.path.split("/")
+        if verb in CHANGES:
+            self._change(task_id, *CHANGES[verb])
+            return
         if self.path.endswith("/loras/import"):
             self.server.forms.append(content)
             self._answer(200, {"tag": "<lora:ink:1>"})
@@ -114,6 +120,16 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         self._answer(200, {"task_id": task_id, "status": "pending", "message": ""})
+
+    def _change(self, task_id: str, old: str, new: str) -> None:
+        task = self.server.tasks.get(task_id)
+        if task is None:
+            self._answer(404, {"detail": "任务不存在"})
+        elif task["status"] != old:
+            self._answer(409, {"detail": f"The task is {task['status']}, not {old}."})
+        else:
+            task["status"] = new
+            self._answer(200, self.server.view(task_id))
 
     def do_DELETE(self) -> None:
         task_id = self.path.rsplit("/", 1)[-1]

@@ -189,6 +189,19 @@ def test_cancel_goes_through_all_ids_and_tells_those_that_could_not_be(
     assert "none: no such task" in result.stderr
 
 
+def test_trainings_are_paused_and_resumed_and_what_cannot_be_is_told(run: Run, server: Any) -> None:
+    server.tasks |= {
+        "a": {"status": "pending", "prompt": "", "num_images": 1},
+        "b": {"status": "completed", "prompt": "", "num_images": 1},
+    }
+    paused = run("pause", "a", "b", "none")
+    assert (paused.exit_code, paused.stdout) == (1, "a paused\n")
+    assert "b: The task is completed, not pending" in paused.stderr
+    assert "none: no such task" in paused.stderr
+    resumed = run("resume", "a")
+    assert (resumed.exit_code, resumed.stdout) == (0, "a pending\n")
+
+
 def test_ctrl_c_cancels_the_task_and_exits_with_130(server: Any, tmp_path: Path) -> None:
     server.held.clear()
     # a shell's background job ignores the signal, and its children would inherit that

@@ -1,13 +1,16 @@
 """The error table."""
 
 import tracemalloc
+from types import SimpleNamespace
 
 import pytest
 
 from deployments.api.errors import (
     RULES,
     BodyTooLarge,
+    Unauthorized,
     native,
+    refuse,
     rule_of,
     shown,
 )
@@ -23,8 +26,7 @@ def test_every_error_that_the_task_store_can_give_a_client_has_a_rule():
         for each in vars(task_errors).values()
         if isinstance(each, type) and issubclass(each, DaguerreError) and each is not DaguerreError
     }
-    # Deleting a record has no route: a client cancels.
-    assert {each.__name__ for each in own - set(RULES)} == {"NotEnded"}
+    assert own <= set(RULES)
 
 
 def test_codes_are_words_and_differ():
@@ -38,6 +40,32 @@ def test_a_subclass_is_answered_by_its_parent_s_rule():
     assert found.status_code == 422
     assert b'"init_image"' in found.body
     assert rule_of(BodyTooLarge(5)).status == 413
+
+
+@pytest.mark.parametrize(
+    ("extensions", "types"),
+    [
+        ({}, ["websocket.close"]),
+        (
+            {"websocket.http.response": {}},
+            ["websocket.http.response.start", "websocket.http.response.body"],
+        ),
+    ],
+)
+async def test_a_websocket_is_refused_with_the_status_where_the_server_can_send_one(
+    extensions, types
+):
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    app = SimpleNamespace(state=SimpleNamespace(wordings={}))
+    scope = {"type": "websocket", "extensions": extensions, "path": "/ws", "app": app}
+    await refuse(Unauthorized(), scope, None, send)
+    assert [message["type"] for message in sent] == types
+    assert sent[0].get("status") == (401 if extensions else None)
+    assert sent[0].get("code") == (None if extensions else 1008)
 
 
 @pytest.mark.parametrize(("wait_s", "header"), [(0.2, "1"), (1.2, "2"), (30, "30")])

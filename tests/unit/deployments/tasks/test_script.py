@@ -4,7 +4,7 @@ import pytest
 from redis import exceptions
 
 from deployments.tasks.errors import StoreUnavailable, TaskNotFound
-from deployments.tasks.model import SCHEMA_VERSION, TERMINAL, TRANSITIONS, Kind, Status
+from deployments.tasks.model import PAUSABLE, SCHEMA_VERSION, TERMINAL, TRANSITIONS, Kind, Status
 from deployments.tasks.script import (
     block_ms,
     blocking_client,
@@ -27,15 +27,17 @@ def test_the_scripts_table_of_transitions_is_the_models():
 
 
 def test_the_scripts_other_tables_are_the_models():
-    lines = dict(re.findall(r"^local (TERMINAL|KINDS|VERSION) = (.*)$", script_text(), re.M))
+    names = "TERMINAL|KINDS|PAUSABLE|VERSION"
+    lines = dict(re.findall(rf"^local ({names}) = (.*)$", script_text(), re.M))
     assert lua_words(lines["TERMINAL"]) == set(TERMINAL)
     assert lua_words(lines["KINDS"]) == set(Kind)
+    assert lua_words(lines["PAUSABLE"]) == PAUSABLE
     assert int(lines["VERSION"]) == SCHEMA_VERSION
 
 
 def test_every_process_has_the_same_script_text():
     """Sets are in another order in every process; the script's digest must not be."""
-    for line in script_text().splitlines()[:3]:
+    for line in script_text().splitlines()[:4]:
         for group in re.findall(r"\{([^{}]*)\}", line):
             words = re.findall(r"(\w+) = true", group)
             assert words == sorted(words)
