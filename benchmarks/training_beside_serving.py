@@ -22,8 +22,8 @@ from benchmarks.service_throughput import completed
 from benchmarks.training_speed import examples
 
 JOBS = 3
-PERIOD_S = 1.0
-REQUESTS = 20
+PERIOD_S = 2.0
+REQUESTS = 15
 """Of each phase."""
 SMALL = {"prompt": "an avatar", "num_inference_steps": 6}
 BEGIN_S = 240.0
