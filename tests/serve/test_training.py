@@ -4,6 +4,7 @@ import io
 
 import httpx
 import numpy as np
+import psutil
 from PIL import Image
 
 from tests.support.serving import Served, until
@@ -29,10 +30,15 @@ def test_a_lora_trained_over_http_is_worn_by_the_next_request(
     assert [point["step"] for point in curve["points"]] == [1, 4]
 
 
-def test_a_canceled_training_makes_room_for_the_next(served: Served, client: httpx.Client) -> None:
+def test_a_training_yields_to_serving_and_canceled_makes_room_for_the_next(
+    served: Served, client: httpx.Client
+) -> None:
     endless = train(client, "endless", steps="100000")
     path = f"/api/v1/tasks/{endless}"
     until(lambda: client.get(path).json()["progress"]["step"] or None, 120)
+    trains, serves = served.actor_pid(f"lora:{endless}"), served.actor_pid("Generator-embedded")
+    apart = psutil.Process(trains).nice() - psutil.Process(serves).nice()
+    assert apart == served.settings.training.nice, "it yields to those who serve"
     assert client.delete(path).json()["status"] == "canceled"
     after = served.wait(client, train(client, "after", steps="1"))
     assert after["status"] == "completed", after

@@ -105,8 +105,6 @@ def serving(root: Path, **sections: Any) -> Iterator[Served]:
     os.environ["HOME"] = str(root)
     for name in [name for name in os.environ if name.startswith("DAGUERRE_")]:
         del os.environ[name]
-    # Ray's workers are otherwise at 15, and starve on a machine that does more than this test
-    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
     port = free_port()
     settings = Settings(data_dir=root / "data", http=HttpSettings(port=port), **sections)
     try:
