@@ -18,17 +18,19 @@ from benchmarks import (
     lora_working_set,
     mixed_load,
     prompt_cache,
+    publish_latency,
     queue_depth,
     replicas,
     request_overhead,
     service_throughput,
+    training_beside_serving,
+    training_speed,
 )
 from benchmarks.measure import Report
 from benchmarks.model import quiet
 from benchmarks.results import keep
-from configs.settings import EMBEDDED_MODEL, HttpSettings, ModelSettings, Settings
-from deployments import app
-from deployments.cli.demo import free_port
+from benchmarks.served import served
+from configs.settings import EMBEDDED_MODEL, ModelSettings
 
 MODEL = str(EMBEDDED_MODEL)
 THREADS = os.cpu_count() or 1
@@ -48,20 +50,16 @@ class Benchmark:
 
 def through_http() -> Report:
     """Both against one fresh application."""
-    with tempfile.TemporaryDirectory() as data_dir:
-        http = HttpSettings(port=free_port())
-        wide = service_throughput.make_wide(Path(data_dir) / "wide")
+    with tempfile.TemporaryDirectory() as folder:
+        wide = service_throughput.make_wide(Path(folder) / "wide")
         models = {
             model.name: ModelSettings(source=str(model.folder))
             for model in (service_throughput.SHIPPED, wide)
         }
-        app.start(Settings(data_dir=Path(data_dir), http=http, models=models))
-        try:
-            url = f"http://127.0.0.1:{http.port}"
+        with served(models=models) as client:
+            url = str(client.base_url)
             pictures = service_throughput.run(url, wide, THREADS)
             requests = request_overhead.run(url)
-        finally:
-            app.stop()
     text = f"{pictures.text}\n\n{requests.text}"
     return Report(text, [*pictures.goals, *requests.goals])
 
@@ -76,6 +74,7 @@ BENCHMARKS = (
     Benchmark(("B7", "B8", "B8b"), "LoRA", lambda: lora_mixing.run(MODEL, THREADS)),
     Benchmark(("B9",), "more adapters than slots", lambda: lora_working_set.run(MODEL, THREADS)),
     Benchmark(("B10",), "caches", lambda: prompt_cache.run(MODEL, THREADS)),
+    Benchmark(("B11",), "LoRA training", lambda: training_speed.run(MODEL, THREADS)),
     Benchmark(("B13",), "scale-out", lambda: replicas.run(MODEL)),
     Benchmark(("B15",), "cancel", lambda: cancel.run(MODEL, THREADS)),
     Benchmark(("depth",), "queue depth", queue_depth.run),
@@ -85,6 +84,8 @@ BENCHMARKS = (
         lambda: Report(acceleration.run(MODEL, THREADS)),
     ),
     Benchmark(("B1", "B5"), "through HTTP", through_http),
+    Benchmark(("B12",), "a trained LoRA's first picture", publish_latency.run),
+    Benchmark(("beside",), "pictures beside trainings", training_beside_serving.run),
 )
 """In the order of running and of RESULTS.md."""
 

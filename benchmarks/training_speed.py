@@ -5,7 +5,7 @@ default settings, without its logging and validation: pictures are decoded, enco
 their captions by the text encoder within the loop, and the loss is read from the device every
 step. Model, pictures, batch, rank, targets, precision, optimizer, rate and seed are the same.
 Each run is a process of its own; ours is timed with its preparation and the writing of its file.
-`python -m benchmarks.training_speed` runs it alone.
+`python -m benchmarks B11` runs it alone.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from peft import LoraConfig
 from PIL import Image
 
 from benchmarks.embedded_lora import RENDERS, prompt, scenes
-from benchmarks.measure import interleave, machine, ratio
+from benchmarks.measure import Report, at_least, at_most, interleave, machine, ratio
 from configs.settings import EMBEDDED_MODEL
 from pipelines.components import load_components
 from training.embedded_model.attributes import seeded
@@ -241,8 +241,7 @@ def judged(source: str, pictures: list[Example], file: Path | None) -> float:
 # --- all runs ----------------------------------------------------------------------------------
 
 
-def run(source: str, threads: int) -> str:
-    """The table, as Markdown."""
+def run(source: str, threads: int) -> Report:
     found: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
 
     def contestant(way: str) -> float:
@@ -254,6 +253,9 @@ def run(source: str, threads: int) -> str:
         return found[way][-1]["steps_per_s"]
 
     figures = interleave({way: lambda way=way: contestant(way) for way in WAYS}, ROUNDS)
+    faster = ratio(figures["ours"], figures["diffusers"])
+    peaks = {way: [one["peak_mib"] for one in runs] for way, runs in found.items()}
+    memory = ratio(peaks["ours"], peaks["diffusers"])
     cpu = {way: [one["cpu_s_per_step"] for one in runs] for way, runs in found.items()}
     lines = [
         f"{machine()}, {threads} torch threads, {Path(source).name}, {SIDE_PX} px, batch {BATCH}, "
@@ -262,7 +264,7 @@ def run(source: str, threads: int) -> str:
         "",
         "| ours over diffusers' script | ratio (90 % interval) |",
         "|---|---|",
-        f"| steps a second, with preparation | {ratio(figures['ours'], figures['diffusers'])} |",
+        f"| steps a second, with preparation | {faster} |",
         f"| CPU time a step, theirs over ours | {ratio(cpu['diffusers'], cpu['ours'])} |",
         "",
         "| | peak memory, MiB | loss before | loss after, each run |",
@@ -270,9 +272,13 @@ def run(source: str, threads: int) -> str:
     ]
     for way, runs in found.items():
         after = ", ".join(f"{one['after']:.4f}" for one in runs)
-        peak = statistics.median(one["peak_mib"] for one in runs)
+        peak = statistics.median(peaks[way])
         lines.append(f"| {way} | {peak:.0f} | {runs[0]['before']:.4f} | {after} |")
-    return "\n".join(lines)
+    goals = [
+        at_least("B11 training steps over diffusers' script", 1.3, faster),
+        at_most("B11 peak memory over diffusers' script", 1.0, memory),
+    ]
+    return Report("\n".join(lines), goals)
 
 
 def main() -> None:
@@ -285,7 +291,7 @@ def main() -> None:
     if args.way:
         print(json.dumps(child(args.way, args.source, args.seed, args.threads)))
     else:
-        print(run(args.source, args.threads))
+        print(run(args.source, args.threads).text)
 
 
 if __name__ == "__main__":

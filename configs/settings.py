@@ -222,7 +222,13 @@ class TrainingSettings(Section):
     num_threads: int | None = Field(
         None, ge=1, description="Torch CPU threads of one job; None: half of the machine's cores."
     )
-    nice: int = Field(10, ge=0, le=19, description="CPU niceness on top of other Ray workers'.")
+    nice: int = Field(
+        10,
+        ge=0,
+        le=19,
+        description="CPU niceness on top of other Ray workers', 19 at most in all. On a cluster "
+        "that `daguerre` did not start these have 15, unless its RAY_worker_niceness says less.",
+    )
     checkpoint_every: int = Field(
         100,
         ge=1,

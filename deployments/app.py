@@ -124,6 +124,9 @@ def start(settings: Settings) -> None:
     Raises RuntimeError where it cannot be deployed.
     """
     secure_ray()
+    # Ray's default, 15, starves a service beside anything else that runs, and leaves a training,
+    # which is to yield to those who serve, no more than 4 to the kernel's 19.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     if settings.redis_url is not None:
         # Serve's controller, where replicas are counted, is handed no secret: it reads this.
         os.environ["DAGUERRE_REDIS_URL"] = settings.redis_url.get_secret_value()

@@ -9,11 +9,13 @@ import math
 import tempfile
 import threading
 import time
+import zipfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 
 from PIL import Image
+from pydantic import ValidationError
 
 from configs.settings import Settings
 from deployments.log import TaskLogger, get_logger
@@ -78,7 +80,7 @@ class LoraRun:
             try:
                 result = self._trained(Path(folder))
                 if result.file is not None:
-                    self._say(self._kept(result.file))
+                    self._say(self._kept(result.file, result.best))
                 elif result.checkpoint is not None:
                     self._keep_checkpoint(result.checkpoint)
             except InvalidRequest as error:
@@ -121,7 +123,11 @@ class LoraRun:
             self._wait(lambda: self._objects.fetch(pictures_key(self._attempt.task_id), path))
         except ObjectNotFound:
             raise InvalidRequest("pictures", "pictures are gone: they waited too long") from None
-        return read_archive(path)
+        try:
+            return read_archive(path)
+        except (zipfile.BadZipFile, ValueError, KeyError) as error:
+            self._log.warning("damaged archive: %r", error)
+            raise InvalidRequest("pictures", "pictures are damaged where they were kept") from None
 
     def _components(self) -> Components:
         model = self._settings.models[self._attempt.order.model]
@@ -137,7 +143,7 @@ class LoraRun:
                 data = self._get(checkpoint_key(task_id, fence))
                 step = read_checkpoint(data).progress.step
                 curve = Curve.model_validate_json(self._get(curve_key(task_id, fence)))
-            except (ObjectNotFound, DamagedCheckpoint):
+            except (ObjectNotFound, DamagedCheckpoint, ValidationError):
                 continue
             self._log.info("goes on after step %d of attempt %d", step, fence)
             return data, curve.until(step)
@@ -154,17 +160,17 @@ class LoraRun:
                     validation_loss=report.validation_loss,
                 )
             )
-        if report.checkpoint is not None:
-            self._keep_checkpoint(report.checkpoint)
-        elif time.monotonic() - self._curve_at >= CURVE_EVERY_S:
-            with contextlib.suppress(StorageUnavailable):  # the next will do
-                self._loop.run(self._keep_curve())
         self._previews = report.previews or self._previews
         now = time.monotonic()
         if last or report.previews or now - self._said_at >= SAY_EVERY_S:
             self._said_at = now
             preview = _jpeg(report.previews[0]) if report.previews else None
             self._say(StepDone(_progress(report), preview))
+        if report.checkpoint is not None:
+            self._keep_checkpoint(report.checkpoint)
+        elif now - self._curve_at >= CURVE_EVERY_S:
+            with contextlib.suppress(StorageUnavailable):  # the next will do
+                self._loop.run(self._keep_curve())
 
     def _keep_checkpoint(self, path: Path) -> None:
         """The curve first: it may be longer than the checkpoint, never shorter."""
@@ -177,10 +183,10 @@ class LoraRun:
         await self._objects.put(key, self._curve(), "application/json")
         self._curve_at = time.monotonic()
 
-    def _kept(self, file: Path) -> Trained:
+    def _kept(self, file: Path, best: Path | None) -> Trained:
         task_id, fence = self._attempt.task_id, self._attempt.fence
         outputs = [Output(key=output_key(task_id, fence, "lora.safetensors"), content_type=_FILE)]
-        self._wait(lambda: self._objects.put_file(outputs[0].key, file, _FILE))
+        self._put(outputs[0], file)
         for number, path in enumerate(self._previews):
             with Image.open(path) as picture:
                 width, height = picture.size
@@ -190,12 +196,16 @@ class LoraRun:
                 width=width,
                 height=height,
             )
-            self._put_picture(output, path)
+            self._put(output, path)
             outputs.append(output)
+        if best is not None:
+            key = output_key(task_id, fence, "best.safetensors")
+            outputs.append(Output(key=key, content_type=_FILE))
+            self._put(outputs[-1], best)
         preview = _jpeg(self._previews[0]) if self._previews else None
         return Trained(tuple(outputs), self._curve(), preview)
 
-    def _put_picture(self, output: Output, path: Path) -> None:
+    def _put(self, output: Output, path: Path) -> None:
         self._wait(lambda: self._objects.put_file(output.key, path, output.content_type))
 
     def _curve(self) -> bytes:

@@ -59,7 +59,8 @@ class Trained:
     """The end of a run."""
 
     outputs: tuple[Output, ...]
-    """The adapter's file, then pictures that it drew."""
+    """The adapter's file, pictures that it drew, and its file of the least validation loss, where
+    pictures were held out."""
     curve: bytes
     preview: bytes | None = None
     """JPEG of the first picture."""

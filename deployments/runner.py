@@ -21,7 +21,7 @@ from deployments.tasks.errors import StoreUnavailable
 from deployments.tasks.exchange import Beat
 from deployments.tasks.model import Claim, Claimed, Output, Progress, Task, TaskError
 from deployments.tasks.store import TaskStore
-from pipelines.errors import EngineStopped, InvalidRequest, NonFiniteOutput
+from pipelines.errors import DaguerreError, EngineStopped, InvalidRequest, NonFiniteOutput
 
 T = TypeVar("T")
 
@@ -32,6 +32,14 @@ URGENT_WAIT_S = 0.5
 """How often a full worker looks for more urgent work."""
 STORE_RETRY_S = 0.5
 NOT_READY_S = 0.5
+
+
+class AttemptFailed(DaguerreError):
+    """An attempt ended unforeseen; another may do better. Says in a user's words how far it was."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 @dataclass
@@ -323,5 +331,7 @@ def classify(error: Exception) -> tuple[TaskError, bool]:
         return TaskError(
             code="storage_unavailable", message="The picture store is unavailable."
         ), True
+    if isinstance(error, AttemptFailed):
+        return TaskError(code=error.code, message=str(error)), True
     # Details of an unforeseen error go to the log with the task's id, not to the user.
     return TaskError(code="generation_failed", message="生成过程中发生错误"), True

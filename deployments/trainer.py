@@ -19,12 +19,12 @@ from deployments.loras.model import Lora, NewLora, Visibility
 from deployments.loras.registry import LoraRegistry
 from deployments.loras.store import LoraStore
 from deployments.pictures import patiently
-from deployments.runner import Job, TaskRunner
+from deployments.runner import AttemptFailed, Job, TaskRunner
 from deployments.storage import open_store
-from deployments.storage.store import ObjectStore
+from deployments.storage.store import ObjectStore, StorageUnavailable
 from deployments.tasks.errors import StoreUnavailable
 from deployments.tasks.image import output_key
-from deployments.tasks.model import Output, Task
+from deployments.tasks.model import Output, Progress, Task
 from deployments.tasks.store import TaskStore
 from deployments.tasks.training import LORA_QUEUE, LoraOrder, training_prefix
 from pipelines.errors import InvalidRequest, NonFiniteOutput
@@ -54,6 +54,7 @@ class Trainer:
             redis_url, settings.tasks, max_queue=settings.limits.max_queue
         )
         self._registry = LoraRegistry(LoraStore.connect(redis_url, settings.tasks), self._objects)
+        self._models = tuple(settings.models)
         self._background = Background()
         self._runner = TaskRunner(
             self._store,
@@ -81,10 +82,22 @@ class Trainer:
         await self._objects.close()
 
     async def _run(self, job: Job) -> list[Output]:
+        try:
+            return await self._outputs(job)
+        except (InvalidRequest, NonFiniteOutput, StorageUnavailable):
+            raise
+        except Exception as error:
+            raise AttemptFailed("training_failed", _how_far(job.progress)) from error
+
+    async def _outputs(self, job: Job) -> list[Output]:
         task, order = job.task, LoraOrder.model_validate(job.task.input)
         lora = await self._registry.store.published(task.id, owner=task.owner)
         if lora is not None:  # by an attempt that died before it could end the task
             return [await self._copied(job, lora)]
+        if order.model not in self._models:  # settings changed while it waited
+            raise InvalidRequest(
+                "model", f"model must be one of {list(self._models)}, given {order.model!r}"
+            )
         attempt = Attempt(task.id, job.claim.fence, order)
         async with aclosing(self._launch(attempt)) as reports:
             async for report in reports:
@@ -99,7 +112,7 @@ class Trainer:
 
     async def _publish(self, job: Job, order: LoraOrder, trained: Trained) -> list[Output]:
         """Once, and only while the claim holds: the registry asks both in one atomic call."""
-        file, *pictures = trained.outputs
+        file, *others = trained.outputs
         with tempfile.TemporaryDirectory(prefix="daguerre-") as folder:
             path = Path(folder, "lora.safetensors")
             await patiently(lambda: self._objects.fetch(file.key, path))
@@ -110,7 +123,7 @@ class Trainer:
             except LoraNotFound:
                 raise InvalidRequest("name", "the LoRA was deleted while it ended") from None
         TaskLogger(log, job.task.id).info("published as %s", lora.id)
-        return [file.model_copy(update={"lora_id": lora.id}), *pictures]
+        return [file.model_copy(update={"lora_id": lora.id}), *others]
 
     async def _published(self, job: Job, order: LoraOrder, trained: Trained, path: Path) -> Lora:
         preview_key = None
@@ -172,6 +185,12 @@ async def _insist(call: Callable[[], Awaitable[T]]) -> T:
         except (StoreUnavailable, UploadExpired) as error:
             log.warning("not published yet: %s", error)
             await asyncio.sleep(_STORE_RETRY_S)
+
+
+def _how_far(progress: Progress) -> str:
+    if not progress.step:
+        return "the training ended unexpectedly before its first step"
+    return f"the training ended unexpectedly after step {progress.step} of {progress.steps}"
 
 
 def _failure(refused: Refused) -> Exception:

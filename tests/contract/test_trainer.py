@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -31,7 +32,7 @@ from deployments.loras.store import LoraStore
 from deployments.storage import open_store as open_objects
 from deployments.storage.store import ObjectStore
 from deployments.tasks.image import ImageFields
-from deployments.tasks.model import TERMINAL, Kind, NewTask, Status, Task
+from deployments.tasks.model import TERMINAL, Kind, NewTask, Progress, Status, Task
 from deployments.tasks.store import TaskStore
 from deployments.tasks.training import (
     LORA_QUEUE,
@@ -47,7 +48,7 @@ from tests.unit.pipelines import conftest as checkpoints
 from tests.unit.pipelines.lora.layouts import copied
 from training.lora import preview
 from training.lora.job import LoraJob
-from training.lora.source import Example, write_archive
+from training.lora.source import Example, read_archive, write_archive
 
 sd_folder, sd = checkpoints.sd_folder, checkpoints.sd
 JOB: dict[str, Any] = {"trigger": "zorblax", "rank": 2, "steps": 6, "checkpoint_every": 2}
@@ -188,13 +189,15 @@ def png(seed: int) -> bytes:
 def train(store: TaskStore, objects: ObjectStore, tmp_path: Path) -> Train:
     """await train(steps=4): a LoRA task, as the API makes it."""
 
-    async def submit(name: str = "Ink", owner: str = "ann", **changes: Any) -> Task:
+    async def submit(
+        name: str = "Ink", owner: str = "ann", model: str = "tiny", **changes: Any
+    ) -> Task:
         task_id = str(uuid4())
         examples = [Example(f"{i}.png", png(i), "a cat" if i else None) for i in range(3)]
         write_archive(examples, tmp_path / task_id)
         await objects.put_file(pictures_key(task_id), tmp_path / task_id, "application/zip")
         job = LoraJob.model_validate(JOB | changes)
-        order = LoraOrder(model="tiny", name=name, job=job, pictures=3)
+        order = LoraOrder(model=model, name=name, job=job, pictures=3)
         new = NewTask(
             kind=Kind.LORA, queue=LORA_QUEUE, owner=owner, input=order.model_dump(mode="json")
         )
@@ -228,20 +231,22 @@ async def test_a_training_ends_as_a_lora_that_a_request_may_name_at_once(
     settings: Settings, sd: Components, redis_url: str,
 ) -> None:  # fmt: skip
     start()
-    task = await train(validation_prompts=["zorblax"], validation_every=3)
+    task = await train(validation_prompts=["zorblax"], validation_every=3, validation_pictures=1)
     done = await ended(store, task)
     assert (done.status, done.attempt) == (Status.SUCCEEDED, 1), done.error
     assert (done.progress.step, done.progress.steps) == (6, 6)
-    file, picture = done.outputs
+    file, picture, best = done.outputs
     lora = await loras.get(done.lora_id or "", owner="ann")
     assert (lora.name, lora.owner, lora.trigger_words) == ("Ink", "ann", ("zorblax",))
     assert (lora.newest.task_id, lora.newest.base_model) == (task.id, "tiny")
     assert await objects.get(file.key) == await objects.get(lora.newest.key)
     assert (picture.content_type, picture.width) == ("image/png", 64)
     assert Image.open(io.BytesIO(await objects.get(picture.key))).size == (64, 64)
+    assert best.content_type == file.content_type
+    assert load(await objects.get(best.key)).keys() == load(await objects.get(file.key)).keys()
     assert await objects.exists(lora.preview_key or "")
     curve = Curve.model_validate_json(await objects.get(lora.newest.curve_key or ""))
-    assert [point.step for point in curve.points] == [1, 6]
+    assert [point.step for point in curve.points] == [1, 3, 6]
     await until(lambda: not kept(settings, task))
 
     fields = ImageFields.model_validate(
@@ -442,11 +447,90 @@ async def test_an_attempt_that_died_after_publishing_is_not_published_again(
     assert await objects.get(done.outputs[0].key) == await objects.get(lora.newest.key)
 
 
+def rewritten(path: Path, pictures: dict[str, bytes]) -> None:
+    """The archive with other data of some pictures."""
+    examples = [replace(each, data=pictures.get(each.name, each.data))
+                for each in read_archive(path)]  # fmt: skip
+    write_archive(examples, path)
+
+
+HOPELESS: dict[str, tuple[Callable[[Path], object], dict[str, Any], str]] = {
+    "pictures too small": (
+        lambda path: None, {"min_side_px": 100},
+        "pictures: 3 of 3 pictures are refused: 0.png must be at least 100",
+    ),
+    "no pictures any more": (Path.unlink, {}, "pictures: pictures are gone"),
+    "a damaged archive": (
+        lambda path: path.write_bytes(path.read_bytes()[:-40]), {},
+        "pictures: pictures are damaged where they were kept",
+    ),
+    "a damaged picture": (
+        lambda path: rewritten(path, {"1.png": png(1)[:-3000]}), {},
+        "pictures: 1 of 3 pictures are refused: 1.png is damaged",
+    ),
+    "a model that is not served any more": (
+        lambda path: None, {"model": "gone"},
+        "model: model must be one of ['tiny'], given 'gone'",
+    ),
+}  # fmt: skip
+"""What happens to the stored pictures, fields of the job, and what the task must say."""
+
+
+@pytest.mark.parametrize(("spoil", "job", "message"), HOPELESS.values(), ids=HOPELESS)
 async def test_what_no_attempt_can_do_fails_at_once_and_says_why(
-    start: Start, train: Train, store: TaskStore
-) -> None:
+    start: Start, train: Train, store: TaskStore, settings: Settings,
+    spoil: Callable[[Path], object], job: dict[str, Any], message: str,
+) -> None:  # fmt: skip
+    task = await train(**job)
+    spoil(settings.data_dir / "objects" / pictures_key(task.id))
     start()
-    done = await ended(store, await train(min_side_px=100))
+    done = await ended(store, task)
     assert (done.status, done.attempt) == (Status.FAILED, 1)
     assert done.error is not None
-    assert done.error.message.startswith("pictures: 3 of 3 pictures are refused: 0.png")
+    assert done.error.message.startswith(message), done.error
+
+
+async def test_one_that_keeps_ending_unforeseen_fails_and_says_how_far_it_was(
+    start: Start, train: Train, store: TaskStore
+) -> None:
+    async def dying(attempt: Attempt) -> AsyncGenerator[Report, None]:
+        if attempt.fence > 1:
+            yield StepDone(Progress(step=3, steps=6))
+        raise RuntimeError("out of memory")
+
+    start(dying, max_errors=2)
+    task = await train()
+    done = await ended(store, task)
+    assert (done.status, done.attempt) == (Status.FAILED, 2)
+    assert done.error is not None
+    assert done.error.code == "training_failed"
+    assert done.error.message.endswith("after step 3 of 6")
+
+
+@pytest.mark.parametrize("spoilt", ["checkpoint.safetensors", "curve.json"])
+@pytest.mark.parametrize("how", ["deleted", "damaged"])
+async def test_a_training_whose_checkpoint_is_lost_begins_anew(
+    start: Start, train: Train, store: TaskStore, settings: Settings, launch: InThread,
+    spoilt: str, how: str,
+) -> None:  # fmt: skip
+    first = start()
+    task = await train(steps=ENDLESS)
+    await until(lambda: launch.steps(1)[3:])
+    await first.drain()
+    kept_at = settings.data_dir / "objects" / training_prefix(task.id) / "1" / spoilt
+    kept_at.unlink() if how == "deleted" else kept_at.write_bytes(kept_at.read_bytes()[:-4])
+    start()
+    await until(lambda: launch.steps(2))
+    assert launch.steps(2)[0] == 1
+    await store.cancel(task.id)
+
+
+async def test_two_of_one_name_that_were_asked_for_at_once_are_two_versions(
+    start: Start, train: Train, store: TaskStore, loras: LoraStore
+) -> None:
+    tasks = [await train(name=name, steps=1) for name in ("Ink", "ink")]
+    start()
+    one, other = [await ended(store, task) for task in tasks]
+    assert one.lora_id == other.lora_id
+    lora = await loras.get(one.lora_id or "", owner="ann")
+    assert {version.task_id for version in lora.versions} == {task.id for task in tasks}

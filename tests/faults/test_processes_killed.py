@@ -2,21 +2,11 @@
 
 import os
 import signal
-from collections.abc import Iterator
 
 import httpx
 import pytest
 
-from configs.settings import TaskSettings
-from tests.support.serving import Served, serving, until
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with serving(
-        tmp_path_factory.mktemp("faults"), tasks=TaskSettings(lease_s=3, max_lost=10)
-    ) as application:
-        yield application
+from tests.support.serving import Served, until
 
 
 def submit(served: Served, client: httpx.Client, seed: int) -> str:

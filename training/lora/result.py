@@ -37,7 +37,8 @@ class Provenance:
 def adapter_file(
     weights: Mapping[str, torch.Tensor], job: LoraJob, parts: Components, made: Provenance
 ) -> bytes:
-    """The file, in the checkpoint's dtype. `weights` are `Denoiser.trained()`, or like them."""
+    """The file, in the checkpoint's dtype; equal arguments give equal bytes. `weights` are
+    `Denoiser.trained()`, or like them."""
     tensors: dict[str, torch.Tensor] = {}
     for name, weight in weights.items():
         module, part = _split(name, is_xl=parts.is_xl)
@@ -46,7 +47,7 @@ def adapter_file(
             weight = weight.reshape(-1, *[1] * (down.ndim - 1))
         tensors[f"{module}.{part}"] = weight.detach().to("cpu", parts.dtype).contiguous()
         tensors[f"{module}.alpha"] = torch.tensor(job.network_alpha)
-    return save(tensors, metadata(job, parts, made))
+    return _ordered(save(tensors, metadata(job, parts, made)))
 
 
 def metadata(job: LoraJob, parts: Components, made: Provenance) -> dict[str, str]:
@@ -80,6 +81,16 @@ def metadata(job: LoraJob, parts: Components, made: Provenance) -> dict[str, str
         "modelspec.trigger_phrase": job.trigger,
         "daguerre": json.dumps(ours),
     }
+
+
+def _ordered(file: bytes) -> bytes:
+    """The same safetensors file with its metadata by name: the library writes them in any order."""
+    size = int.from_bytes(file[:8], "little")
+    header = json.loads(file[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + file[8 + size :]
 
 
 def _split(name: str, *, is_xl: bool) -> tuple[str, str]:

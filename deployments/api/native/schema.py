@@ -148,7 +148,8 @@ class TaskView(BaseModel):
     status: StatusWord
     result_url: str | None = Field(description="Of one picture (`num_images` is 1), or a LoRA.")
     result_urls: list[str] | None = Field(
-        description="Of several pictures, in order of seed; of a LoRA and its previews."
+        description="Of several pictures, in order of seed; of a LoRA, its previews and, where "
+        "pictures were held out, the file of the least validation loss."
     )
     error_message: str | None = Field(description="Why it failed.")
     created_at: Time

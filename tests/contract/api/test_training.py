@@ -124,14 +124,30 @@ BAD = {
     "no field of pictures": ({"name": "ink"}, "pictures: field required"),
     "no name": ({"pictures": [{"image": "%data%"}]}, "name: field required"),
     "a tag's name": (body(name="a:b"), "name: must not contain"),
-    "an unknown model": (body(model="sd9"), "model: model must be one of ['embedded'], given"),
-    "rank 0": (body(job={"rank": 0}), "job.rank: Input should be greater than or equal to 1"),
-    "rank 10,000": (body(job={"rank": 10_000}), "job.rank: Input should be less than or equal to"),
+    "an unknown model": (
+        body(model="sd9"), "model: model must be one of ['embedded'], given 'sd9'"
+    ),
+    "rank 0": (
+        body(job={"rank": 0}),
+        "job.rank: Input should be greater than or equal to 1, given 0",
+    ),
+    "rank 10,000": (
+        body(job={"rank": 10_000}),
+        "job.rank: Input should be less than or equal to 512, given 10000",
+    ),
     "no trigger": (body(job={"kind": "portrait"}), "job: trigger must be given"),
     "an unknown field": (body(job={"rnak": 4}), "job.rnak: unknown field"),
     "one that is no picture": (
         body(pictures=[{"image": "%data%"}, {"image": "data:image/png;base64,AAAA"}]),
         "pictures: 1 of 2 pictures are refused: pictures.1 is not a picture",
+    ),
+    "a picture cut short": (
+        body(pictures=[{"image": "%data%"}, {"image": "%cut%"}]),
+        "pictures: 1 of 2 pictures are refused: pictures.1 is damaged",
+    ),
+    "more held out than there are": (
+        body(job={"validation_pictures": 3}),
+        "validation_pictures must be fewer than the 1 pictures, given 3",
     ),
     "one that is not base64": (
         body(pictures=[{"image": "nonsense!"}]),
@@ -157,6 +173,7 @@ BAD = {
 @pytest.mark.parametrize(("given", "expected"), BAD.values(), ids=BAD)
 async def test_a_bad_job_is_refused_and_its_field_named(api, png, data_url, given, expected):
     text = json.dumps(given).replace("%data%", data_url(png()))
+    text = text.replace("%cut%", data_url(png()[:-40]))
     answer = await api.http.post(LORAS, content=text, headers={"content-type": "application/json"})
     assert answer.status_code == 422, answer.text
     assert expected in message(answer)
@@ -210,6 +227,27 @@ async def test_an_owner_who_has_as_many_loras_as_may_be_trains_and_imports_no_mo
     ):
         assert (answer.status_code, answer.headers["x-error-code"]) == (409, "too_many_loras")
         assert "You have 1 LoRAs" in answer.json()["detail"]
+
+
+async def test_another_owner_s_pictures_trainings_and_loras_are_not_there(
+    keyed, png, data_url, lora_file
+):
+    own = {"name": "ink", "pictures": [{"image": data_url(png())}]}
+    task_id = (await keyed.http.post(LORAS, json=own, headers=ANN)).json()["task_id"]
+    answer = await keyed.http.post(
+        LORAS, json=own | {"pictures": [{"image": f"{task_id}/0"}]}, headers=BOB
+    )
+    assert answer.status_code == 422
+    assert f"pictures.0: there is no picture {task_id}/0" in message(answer)
+    task = f"/api/v1/tasks/{task_id}"
+    for method, path in (("GET", task), ("DELETE", task), ("GET", f"{task}/events")):
+        answer = await keyed.http.request(method, path, headers=BOB)
+        assert (answer.status_code, answer.headers["x-error-code"]) == (404, "task_not_found")
+    imported = {"file": ("x.safetensors", lora_file())}
+    lora = (await keyed.http.post(f"{LORAS}/import", files=imported, headers=ANN)).json()
+    answer = await keyed.http.get(f"{LORAS}/{lora['id']}/curve", headers=BOB)
+    assert (answer.status_code, answer.headers["x-error-code"]) == (404, "lora_not_found")
+    assert (await keyed.http.get(task, headers=ANN)).json()["status"] == "pending"
 
 
 async def test_the_same_key_again_gives_the_same_task_and_keeps_one_archive(api, png):

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import pytest
 
 from configs.settings import TaskSettings
-from deployments.runner import classify, is_last_chance
+from deployments.runner import AttemptFailed, classify, is_last_chance
 from deployments.storage.store import StorageUnavailable
 from deployments.tasks.model import Kind, Status, Task
 from pipelines.errors import InvalidRequest, NonFiniteOutput
@@ -17,6 +17,7 @@ from pipelines.errors import InvalidRequest, NonFiniteOutput
         (InvalidRequest("width", "width must be at most 64"), "invalid_request", False),
         (NonFiniteOutput("NaN at step 3"), "non_finite_output", False),
         (StorageUnavailable("disk full"), "storage_unavailable", True),
+        (AttemptFailed("training_failed", "it ended at step 3"), "training_failed", True),
         (RuntimeError("secret internals"), "generation_failed", True),
     ],
 )
