@@ -125,8 +125,9 @@ def start(settings: Settings) -> None:
     """
     secure_ray()
     # Ray's default, 15, starves a service beside anything else that runs, and leaves a training,
-    # which is to yield to those who serve, no more than 4 to the kernel's 19.
-    os.environ.setdefault("RAY_worker_niceness", "0")
+    # which is to yield to those who serve, no more than 4 to the kernel's 19. Not 0: Ray's own
+    # processes must go on under full load, or it counts the node as dead.
+    os.environ.setdefault("RAY_worker_niceness", "5")
     if settings.redis_url is not None:
         # Serve's controller, where replicas are counted, is handed no secret: it reads this.
         os.environ["DAGUERRE_REDIS_URL"] = settings.redis_url.get_secret_value()
