@@ -6,11 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from PIL import Image
 
 from pipelines.components import Components
 from pipelines.diffusion.latents import decode_latents
 from pipelines.diffusion.state import ImageState, non_finite
 from pipelines.engine.request import ImageRequest, Picture
+from pipelines.webui.region import paste_back
 
 
 def decode(parts: Components, states: Sequence[ImageState]) -> list[Picture]:
@@ -50,6 +52,9 @@ def _pasted(states: Sequence[ImageState], pictures: Sequence[Picture]) -> list[P
 
 def paste_kept(request: ImageRequest, picture: Picture) -> Picture:
     """The picture with the initial one's pixels where the mask is 0, and a mix where it is grey."""
+    if (overlay := request.overlay) is not None:
+        onto, mask = Image.fromarray(overlay.image), Image.fromarray(overlay.mask)
+        return np.array(paste_back(Image.fromarray(picture), onto, mask, overlay.region))
     if request.mask is None or request.init_image is None:
         return picture
     painted = request.mask[:, :, None].astype(np.uint32)

@@ -97,6 +97,12 @@ class Engine:
         """Raises InvalidRequest. Reads nothing that changes: any thread may call it."""
         check_request(request, self.components)
         self.slots.check(request)
+        if (rows := row_count(self.components, request)) > self.scheduler.max_rows:
+            raise InvalidRequest(
+                "prompt",
+                f"prompt must take at most {self.scheduler.max_rows} rows here, got {rows}: "
+                "each AND takes one",
+            )
 
     def add(self, request: ImageRequest) -> None:
         """Queues a request; it joins at the next step if rows are free. Raises InvalidRequest."""

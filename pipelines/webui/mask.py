@@ -48,7 +48,7 @@ def latent_mask(
     """height x width of the latents, 0..1: the share that is drawn anew."""
     small = mask.convert("RGB").resize((width, height))
     levels = np.asarray(small)[:, :, 0]
-    shares: npt.NDArray[np.float32] = levels.astype(np.float32) / 255
+    shares: npt.NDArray[np.float32] = levels.astype(np.float32) / np.float32(255)
     return shares.round() if rounded else shares
 
 

@@ -76,7 +76,7 @@ def _model_sigmas(config: str) -> ModelSigmas:
     given = json.loads(config)
     if (steps := given["num_train_timesteps"] or TRAIN_STEPS) != TRAIN_STEPS:
         raise ValueError(f"a model of {steps} training timesteps, and not {TRAIN_STEPS}")
-    alphas = np.cumprod(1 - _betas(given))
+    alphas: Floats = np.cumprod(1 - _betas(given), dtype=np.float64)
     sigmas = np.sqrt((1 - alphas) / alphas)
     return ModelSigmas(alphas, sigmas, np.arange(TRAIN_STEPS, dtype=np.float64))
 
