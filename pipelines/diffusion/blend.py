@@ -8,10 +8,12 @@ import numpy as np
 import torch
 from PIL import Image
 
+from pipelines.diffusion.sampling import RequestSampler
 from pipelines.engine.request import Mask
-from pipelines.sampler_object import SchedulerState
 from pipelines.sampler_table import X0, SamplerState
+from pipelines.webui.adaptive import AdaptiveState
 from pipelines.webui.mask import latent_mask
+from pipelines.webui.solver import denoiser
 
 
 @dataclass(frozen=True)
@@ -25,15 +27,13 @@ class Blend:
     noise: torch.Tensor
     """The request's first, shaped like the latents."""
 
-    def model_input(self, sampler: SamplerState | SchedulerState) -> torch.Tensor:
+    def model_input(self, sampler: RequestSampler) -> torch.Tensor:
         return sampler.model_input()
 
-    def output(
-        self, sampler: SamplerState | SchedulerState, noise_pred: torch.Tensor
-    ) -> torch.Tensor:
+    def output(self, sampler: RequestSampler, noise_pred: torch.Tensor) -> torch.Tensor:
         return noise_pred
 
-    def finish_step(self, sampler: SamplerState | SchedulerState) -> None:
+    def finish_step(self, sampler: RequestSampler) -> None:
         kept = sampler.noised(self.image_latents, self.noise)
         sampler.latents = torch.where(self.mask, sampler.latents, kept)
         if sampler.x0 is not None:
@@ -52,26 +52,33 @@ class WebuiBlend:
     """The samplers by timestep see the clean latents where they are kept; the others hear of them
     as the model's own guess."""
 
-    def model_input(self, sampler: SamplerState | SchedulerState) -> torch.Tensor:
+    def model_input(self, sampler: RequestSampler) -> torch.Tensor:
         shown = sampler.model_input()
         return self._mixed(shown, self.image_latents) if self.by_timestep else shown
 
-    def output(
-        self, sampler: SamplerState | SchedulerState, noise_pred: torch.Tensor
-    ) -> torch.Tensor:
+    def output(self, sampler: RequestSampler, noise_pred: torch.Tensor) -> torch.Tensor:
         """What a model would say whose guess at the clean latents were mixed with the kept ones."""
-        if self.by_timestep or not isinstance(sampler, SamplerState):
+        if self.by_timestep:
             return noise_pred
-        of_latents, of_output = sampler.table.update[sampler.step_index, X0, :2].tolist()
+        of_latents, of_output = _x0_shares(sampler)
         kept = (self.image_latents - of_latents * sampler.latents) / of_output
         return self._mixed(noise_pred.float(), kept)
 
-    def finish_step(self, sampler: SamplerState | SchedulerState) -> None:
+    def finish_step(self, sampler: RequestSampler) -> None:
         if sampler.step_index == sampler.steps:
             sampler.latents = self._mixed(sampler.latents, self.image_latents)
 
     def _mixed(self, drawn: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
         return drawn * self.mask + kept * (1 - self.mask)
+
+
+def _x0_shares(sampler: RequestSampler) -> tuple[float, float]:
+    """Of the latents and of the model's output in what is taken for the clean latents."""
+    if isinstance(sampler, AdaptiveState):
+        return denoiser(sampler.prediction, sampler.sigma)
+    assert isinstance(sampler, SamplerState)
+    of_latents, of_output = sampler.table.update[sampler.step_index, X0, :2].tolist()
+    return of_latents, of_output
 
 
 def webui_mask(mask: Mask, like: torch.Tensor, *, rounded: bool) -> torch.Tensor:

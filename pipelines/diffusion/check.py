@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from pipelines.components import Components
 from pipelines.diffusion.check_webui import (
+    check_hires,
     check_image,
     check_latents,
     check_overlay,
@@ -16,10 +19,12 @@ from pipelines.diffusion.check_webui import (
 )
 from pipelines.diffusion.conditioning import texts_by_step
 from pipelines.diffusion.sampling import request_table
+from pipelines.diffusion.state import row_count
 from pipelines.emphasis import parse_emphasis
-from pipelines.engine.request import ImageRequest
+from pipelines.engine.request import Hires, ImageRequest
 from pipelines.errors import InvalidRequest
 from pipelines.samplers import SAMPLERS, max_steps, min_steps, supported_schedules
+from pipelines.webui.hires import second_pass
 from pipelines.webui.prompt import and_parts
 from pipelines.webui.table import DRAWN_SAMPLERS
 
@@ -53,9 +58,34 @@ def check_request(request: ImageRequest, components: Components) -> None:
     _check_prompts(request, components)
     _check_size(request, components.size_multiple)
     _check_images(request, components)
+    if request.hires is not None:
+        _check_second_pass(request, request.hires, components)
     _check_controls(request)
     _check_ip_adapters(request)
     request_table(components, request)  # made here, it stalls no batch
+
+
+def check_rows(request: ImageRequest, components: Components, most: int) -> None:
+    """Raises InvalidRequest where a step would take more UNet rows than the engine has."""
+    passes = [request]
+    if (hires := request.hires) is not None:
+        passes.append(second_pass(request, hires))
+    if (rows := max(row_count(components, one) for one in passes)) > most:
+        raise InvalidRequest(
+            "prompt",
+            f"prompt must take at most {most} rows here, got {rows}: each AND takes one",
+        )
+
+
+def _check_second_pass(request: ImageRequest, hires: Hires, components: Components) -> None:
+    check_hires(request, hires)
+    size = (max(hires.height, 0), max(hires.width, 0), 3)
+    # of whatever the first pass will have drawn
+    second = second_pass(request, hires, init_image=np.zeros(size, np.uint8))
+    try:
+        check_request(second, components)
+    except InvalidRequest as error:
+        raise InvalidRequest("hires", f"in the second pass, {error}") from error
 
 
 def _check_sampler(request: ImageRequest, components: Components) -> None:

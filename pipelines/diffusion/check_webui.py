@@ -8,10 +8,12 @@ import math
 import numpy as np
 
 from pipelines.components import Components
-from pipelines.engine.request import ImageRequest, Mask, Overlay, Picture
+from pipelines.engine.request import Hires, ImageRequest, Mask, Overlay, Picture
 from pipelines.errors import InvalidRequest
 from pipelines.sampler_schedule import DEFAULT
+from pipelines.webui.hires import LATENT_UPSCALERS, PIXEL_UPSCALERS
 from pipelines.webui.sampler import WEBUI_SAMPLERS, WEBUI_SCHEDULERS
+from pipelines.webui.table import DRAWN_SAMPLERS
 
 MOST_STEPS = 1000
 MOST_SEED_PIXELS = 8192
@@ -114,4 +116,30 @@ def check_overlay(overlay: Overlay) -> None:
         raise InvalidRequest(
             "overlay",
             f"overlay.region must lie within {width} x {height} pixels, got {overlay.region}",
+        )
+
+
+def check_hires(request: ImageRequest, hires: Hires) -> None:
+    """How the second pass follows on the first."""
+    known = (*LATENT_UPSCALERS, *PIXEL_UPSCALERS)
+    if hires.upscaler not in known:
+        raise InvalidRequest(
+            "hires", f"hires.upscaler must be one of {', '.join(known)}, got {hires.upscaler!r}"
+        )
+    given = (request.init_image, request.init_latents, request.overlay)
+    if any(one is not None for one in given) or request.controls:
+        raise InvalidRequest(
+            "hires", "hires must come without initial picture, overlay and controls"
+        )
+    if (scheduler := hires.scheduler or request.scheduler) not in DRAWN_SAMPLERS:
+        raise InvalidRequest(
+            "hires",
+            f"hires.scheduler must be one of {', '.join(DRAWN_SAMPLERS)}, got {scheduler!r}",
+        )
+    width, height = hires.enlarged or (hires.width, hires.height)
+    if width < hires.width or height < hires.height:
+        raise InvalidRequest(
+            "hires",
+            f"hires.enlarged must be {hires.width} x {hires.height} at least, "
+            f"got {width} x {height}",
         )

@@ -12,10 +12,10 @@ from pipelines.components import Components
 from pipelines.control.residual import control_residuals
 from pipelines.diffusion.deep_cache import reusing_forward
 from pipelines.diffusion.state import ImageState, non_finite
+from pipelines.diffusion.tiling import tiled
 from pipelines.ip_adapter.attention import RowImages, image_prompts
 from pipelines.lora.bank import LoraBank
 from pipelines.prompt import PromptEmbeds
-from pipelines.sampler_object import SchedulerState
 from pipelines.sampler_table import SamplerState, advance_rows
 
 
@@ -67,6 +67,7 @@ def _denoise_alike(
     with (
         bank.rows("unet", [row.state.loras for row in rows]),
         image_prompts([row.images for row in rows]),
+        tiled(parts.unet, states[0].request.tiling),
     ):
         noise = reusing_forward(parts.unet, ordered, sample, times, **conditions)[:count]
     uncond, cond = noise[:pairs], _joined(ordered, noise[:pairs], noise[pairs:])
@@ -198,7 +199,7 @@ def _per_row(values: Sequence[float], like: torch.Tensor) -> torch.Tensor:
 def _finish_step(state: ImageState, noise_pred: torch.Tensor) -> None:
     """What each request does by itself: the step of a sampler with no table, and the blend."""
     try:
-        if isinstance(state.sampler, SchedulerState):
+        if not isinstance(state.sampler, SamplerState):
             state.sampler.advance(noise_pred)
         if state.blend is not None:
             state.blend.finish_step(state.sampler)

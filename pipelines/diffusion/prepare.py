@@ -14,13 +14,13 @@ from pipelines.components import Components
 from pipelines.diffusion.conditioning import conditioning, read_prompts
 from pipelines.diffusion.draw import Kind, Moments, diffusers_draw, webui_draw
 from pipelines.diffusion.latents import MomentsCache, Source, to_pixels
-from pipelines.diffusion.sampling import start_sampler
+from pipelines.diffusion.sampling import RequestSampler, start_sampler
 from pipelines.diffusion.state import ByStep, ImageState, guided
 from pipelines.engine.request import ImageRequest
 from pipelines.loader import Worn
 from pipelines.prompt import PromptCache, PromptEmbeds
-from pipelines.sampler_object import SchedulerState
 from pipelines.sampler_table import SamplerState
+from pipelines.webui.adaptive import MOST_EVALUATIONS, AdaptiveState
 from pipelines.webui.sampler import WEBUI_SAMPLERS
 
 
@@ -60,15 +60,17 @@ def _pictures(parts: Components, request: ImageRequest) -> dict[Kind, Source]:
     inpaints, image = takes_mask(parts), request.init_image
     forgets = inpaints and request.strength == 1 and request.scheduler not in WEBUI_SAMPLERS
     if image is not None and not forgets:
-        pictures["init"] = Source(_digest(request, image), lambda: to_pixels(image))
+        digest = _digest(request, image)
+        pictures["init"] = Source(digest, lambda: to_pixels(image), request.tiling)
     if inpaints:
         digest = _digest(request, image, request.mask)
-        pictures["masked"] = Source(digest, lambda: _masked_pixels(request))
+        pictures["masked"] = Source(digest, lambda: _masked_pixels(request), request.tiling)
     return pictures
 
 
 def _digest(request: ImageRequest, *arrays: npt.NDArray[np.uint8] | None) -> bytes:
-    digest = hashlib.blake2b(f"{request.width}x{request.height}".encode(), digest_size=32)
+    shape = f"{request.width}x{request.height} {request.tiling}"
+    digest = hashlib.blake2b(shape.encode(), digest_size=32)
     for array in arrays:
         digest.update(b"none" if array is None else f"{array.shape}".encode() + array.tobytes())
     return digest.digest()
@@ -108,12 +110,13 @@ def _state(
 
 
 def _guided_steps(
-    parts: Components, request: ImageRequest, sampler: SamplerState | SchedulerState
+    parts: Components, request: ImageRequest, sampler: RequestSampler
 ) -> Sequence[int]:
     if not guided(parts, request):
         return range(0)
     start, stop = request.guidance_interval
-    steps = range(round(start * sampler.steps), round(stop * sampler.steps))
+    count = MOST_EVALUATIONS if isinstance(sampler, AdaptiveState) else sampler.steps
+    steps = range(round(start * count), round(stop * count))
     if not request.s_min_uncond or not isinstance(sampler, SamplerState):
         return steps
     low = [sigma < request.s_min_uncond for sigma in sampler.table.sigmas]

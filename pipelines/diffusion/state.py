@@ -11,13 +11,12 @@ import torch
 from pipelines.components import Components
 from pipelines.control.residual import Control
 from pipelines.diffusion.blend import Blend, WebuiBlend
+from pipelines.diffusion.sampling import RequestSampler
 from pipelines.engine.request import ImageRequest
 from pipelines.errors import NonFiniteOutput
 from pipelines.ip_adapter.attention import RowImages
 from pipelines.lora.bank import RowLoras
 from pipelines.prompt import PromptEmbeds
-from pipelines.sampler_object import SchedulerState
-from pipelines.sampler_table import SamplerState
 from pipelines.webui.prompt import and_parts
 
 T = TypeVar("T")
@@ -42,7 +41,7 @@ class ImageState:
     """One request on its way; nothing of it is shared with another."""
 
     request: ImageRequest
-    sampler: SamplerState | SchedulerState
+    sampler: RequestSampler
     """Where it is: latents, step index, RNG and all that its sampler remembers."""
     positive: tuple[ByStep[PromptEmbeds], ...]
     """A conditional row each, at least one."""

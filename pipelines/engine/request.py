@@ -74,6 +74,29 @@ class Overlay:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Hires:
+    """A second pass: the picture of the first is enlarged, and drawn on. Web UI samplers only."""
+
+    width: int
+    """Pixels, a multiple of 8; the size of the result."""
+    height: int
+    strength: float
+    """0..1; 0 draws nothing more."""
+    upscaler: str = "Latent"
+    """One of `pipelines.webui.hires.LATENT_UPSCALERS` or `PIXEL_UPSCALERS`."""
+    enlarged: tuple[int, int] | None = None
+    """Width and height that it is enlarged to, to be cut to the above; None: to the above."""
+    num_inference_steps: int = 0
+    """Of the second pass, that many at any strength; 0: as in the first."""
+    scheduler: str | None = None
+    """None, here and below: as in the first."""
+    schedule: str | None = None
+    eta: float | None = None
+    prompt: str | None = None
+    negative_prompt: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ImageRequest:
     """One picture to draw. Every field is explicit: defaults are resolved before the engine.
 
@@ -136,6 +159,8 @@ class ImageRequest:
     mask: Mask | None = field(default=None, repr=False)
     """Inpainting: which pixels of `init_image` to draw anew, those from 128 up. Where it is 0 the
     picture keeps the very bytes of `init_image`; in between, it is mixed with them."""
+    hires: Hires | None = None
+    """What follows when all steps are done; its result is the request's."""
     mask_round: bool = True
     """Web UI samplers: the mask of the latents knows no grey."""
     masked_content: Literal["original", "noise", "nothing"] = "original"
@@ -173,6 +198,8 @@ class ImageRequest:
     """Their effects add up."""
     ip_adapters: tuple[IPAdapterUse, ...] = ()
     """Their effects add up."""
+    tiling: bool = False
+    """Opposite borders of the picture fit together; it shares a batch with others like it only."""
     priority: int = 0
     """Higher is admitted first."""
     resume: bytes | None = field(default=None, repr=False)

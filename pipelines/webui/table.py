@@ -15,7 +15,7 @@ import torch
 from diffusers import UniPCMultistepScheduler
 
 from pipelines.sampler_table import SamplerTable, probed_table
-from pipelines.webui import solver
+from pipelines.webui import grid, multistep, singlestep, solver
 from pipelines.webui.sampler import AUTOMATIC, WEBUI_SAMPLERS, image_steps
 from pipelines.webui.sigma import (
     Floats,
@@ -24,30 +24,38 @@ from pipelines.webui.sigma import (
     sampler_sigmas,
     timestep_grid,
 )
-from pipelines.webui.solver import COLUMNS, LATENTS, NOISE, OUTPUT, Evaluation, Here, Options
+from pipelines.webui.solver import (
+    COLUMNS,
+    LATENTS,
+    NOISE,
+    OUTPUT,
+    Evaluation,
+    Here,
+    Options,
+    denoiser,
+)
 
 _WALKS: Final[Mapping[str, Callable[[Floats, Options], solver.Walk]]] = {
-    "DPM++ 2M": solver.dpmpp_2m,
-    "DPM++ SDE": solver.dpmpp_sde,
-    "DPM++ 2M SDE": solver.dpmpp_2m_sde,
-    "DPM++ 2M SDE Heun": partial(solver.dpmpp_2m_sde, use_heun=True),
-    "DPM++ 2S a": solver.dpmpp_2s_ancestral,
-    "DPM++ 3M SDE": solver.dpmpp_3m_sde,
+    "DPM++ 2M": multistep.dpmpp_2m,
+    "DPM++ SDE": singlestep.dpmpp_sde,
+    "DPM++ 2M SDE": multistep.dpmpp_2m_sde,
+    "DPM++ 2M SDE Heun": partial(multistep.dpmpp_2m_sde, use_heun=True),
+    "DPM++ 2S a": singlestep.dpmpp_2s_ancestral,
+    "DPM++ 3M SDE": multistep.dpmpp_3m_sde,
     "Euler a": solver.euler_ancestral,
     "Euler": solver.euler,
-    "LMS": solver.lms,
+    "LMS": multistep.lms,
     "Heun": solver.heun,
     "DPM2": solver.dpm2,
     "DPM2 a": solver.dpm2_ancestral,
-    "DPM fast": solver.dpm_fast,
+    "DPM fast": singlestep.dpm_fast,
     "Restart": solver.restart,
 }
 
-DRAWN_SAMPLERS: Final = tuple(
-    name for name in WEBUI_SAMPLERS if name not in ("DPM adaptive", "DDIM CFG++")
-)
-"""Those that a request may name. DPM adaptive chooses its steps by what the model says, and DDIM
-CFG++ needs what the unconditional row says by itself: neither is a table."""
+ADAPTIVE: Final = "DPM adaptive"
+"""It chooses its steps by what the model says, and so is no table: see `adaptive`."""
+DRAWN_SAMPLERS: Final = tuple(name for name in WEBUI_SAMPLERS if name != "DDIM CFG++")
+"""Those that a request may name. The other needs what the unconditional row says by itself."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +78,8 @@ class Plan:
 def webui_table(plan: Plan, config: Mapping[str, Any], *, is_xl: bool = False) -> SamplerTable:
     """The table of a plan, kept for the next like it; `config` is of the checkpoint's scheduler.
 
-    It may have no steps at all. Raises ValueError for what the model or the sampler cannot do.
+    The sampler is not ADAPTIVE. The table may have no steps at all. Raises ValueError for what the
+    model or the sampler cannot do.
     """
     return _table(plan, json.dumps(dict(config), sort_keys=True), is_xl)
 
@@ -84,7 +93,7 @@ def _table(plan: Plan, config: str, is_xl: bool) -> SamplerTable:
     timesteps, begin = _timesteps(plan)
     if plan.sampler == "UniPC":
         return _unipc(timesteps, begin, plan.strength is not None, model, given)
-    walk = solver.plms if plan.sampler == "PLMS" else solver.ddim
+    walk = grid.plms if plan.sampler == "PLMS" else grid.ddim
     return _by_timestep(
         list(walk(timesteps, model.alphas_cumprod, plan.options)),
         timesteps,
@@ -95,9 +104,9 @@ def _table(plan: Plan, config: str, is_xl: bool) -> SamplerTable:
 
 
 def _by_sigma(plan: Plan, model: ModelSigmas, prediction: str, is_xl: bool) -> SamplerTable:
-    sigmas = _sigmas(plan, model, is_xl)
+    sigmas = plan_sigmas(plan, model, is_xl)
     levels = model.distilled()
-    walk = partial(solver.lcm, levels=levels) if plan.sampler == "LCM" else _WALKS[plan.sampler]
+    walk = partial(singlestep.lcm, levels=levels) if plan.sampler == "LCM" else _WALKS[plan.sampler]
     steps = list(walk(sigmas, plan.options)) if len(sigmas) > 1 else []
     timestep = levels.nearest_timestep if plan.sampler == "LCM" else model.timestep
     visited = tuple(float(step.level) for step in steps)
@@ -114,7 +123,8 @@ def _by_sigma(plan: Plan, model: ModelSigmas, prediction: str, is_xl: bool) -> S
     )
 
 
-def _sigmas(plan: Plan, model: ModelSigmas, is_xl: bool) -> Floats:
+def plan_sigmas(plan: Plan, model: ModelSigmas, is_xl: bool) -> Floats:
+    """The falling noise levels of a plan whose sampler goes by them."""
     if plan.sigmas is not None:
         return np.array(plan.sigmas)
     if plan.strength is None:
@@ -127,13 +137,13 @@ def _sigmas(plan: Plan, model: ModelSigmas, is_xl: bool) -> Floats:
 def _timesteps(plan: Plan) -> tuple[list[int], int | None]:
     """The grid to walk, and the timestep whose noise an image begins with; None: no noise."""
     if plan.strength is None:
-        grid = timestep_grid(plan.steps)
-        return grid, grid[-1]
+        timesteps = timestep_grid(plan.steps)
+        return timesteps, timesteps[-1]
     steps, encode_step = image_steps(plan.steps, plan.strength, exact=plan.exact_steps)
     if steps == 0:
         return [], None
-    grid = timestep_grid(steps)
-    return grid[:encode_step], grid[encode_step]
+    timesteps = timestep_grid(steps)
+    return timesteps[:encode_step], timesteps[encode_step]
 
 
 def _by_timestep(
@@ -205,24 +215,12 @@ def _replaced(table: SamplerTable, **changes: Any) -> SamplerTable:
 def _rows(step: Evaluation, sigma: float, scale: float, prediction: str) -> list[Floats]:
     """Next latents, denoised, memory. Latents times `scale` are clean ones plus sigma * noise."""
     unit = np.eye(COLUMNS)
-    skip, out = _denoiser(prediction, sigma)
+    skip, out = denoiser(prediction, sigma)
     x = unit[LATENTS]
     denoised = skip * scale * x + out * unit[OUTPUT]
     slope = (scale * x - denoised) / sigma
     latents, *memory = step.update(Here(x, denoised, slope, unit[NOISE], list(unit[3:])))
     return [latents, denoised, *memory]
-
-
-def _denoiser(prediction: str, sigma: float) -> tuple[float, float]:
-    """Shares of the latents and of the model's output in the denoised latents."""
-    known = {
-        "epsilon": (1.0, -sigma),
-        "v_prediction": (1 / (sigma**2 + 1), -sigma / math.hypot(sigma, 1)),
-        "sample": (0.0, 1.0),
-    }
-    if prediction not in known:
-        raise ValueError(f"a model of prediction_type {prediction!r}")
-    return known[prediction]
 
 
 def _assembled(

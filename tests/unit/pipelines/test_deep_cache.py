@@ -13,7 +13,8 @@ import torch
 
 from pipelines.components import Components
 from pipelines.diffusion import Diffusion, ImageState
-from pipelines.engine.engine import Engine, Failure, Outcome
+from pipelines.engine.engine import Engine, Outcome
+from pipelines.engine.job import Failure
 from pipelines.engine.request import ImageRequest, ImageResult, Picture
 
 MakeRequest = Callable[..., ImageRequest]

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from pipelines.components import Components
-from pipelines.engine.engine import Engine, Failure, Outcome
+from pipelines.engine.engine import Engine, Outcome
+from pipelines.engine.job import Failure
 from pipelines.engine.request import ImageRequest, ImageResult, Mask, Picture
 from pipelines.samplers import SAMPLERS
 

@@ -16,7 +16,7 @@ from pipelines.engine.request import ImageRequest, Mask, Overlay, Picture
 from pipelines.errors import InvalidRequest
 from pipelines.sampler_table import SamplerState
 from pipelines.webui.mask import latent_mask
-from pipelines.webui.table import DRAWN_SAMPLERS
+from pipelines.webui.table import ADAPTIVE, DRAWN_SAMPLERS
 
 MakeRequest = Callable[..., ImageRequest]
 MakeImage = Callable[..., Picture]
@@ -59,7 +59,9 @@ def test_a_picture_of_any_sampler_does_not_depend_on_its_neighbours(
     mixed = draw(components, *requests)
     for request, picture in zip(requests, mixed, strict=True):
         assert picture.std() > 10
-        assert apart(picture, draw(components, request)[0]) <= 1, request.scheduler
+        # the lengths of adaptive steps carry the rounding of a batch on
+        most = 24 if request.scheduler == ADAPTIVE else 1
+        assert apart(picture, draw(components, request)[0]) <= most, request.scheduler
 
 
 @torch.inference_mode()
@@ -195,7 +197,7 @@ def test_a_picture_may_be_pasted_onto_a_larger_one(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"scheduler": "DPM adaptive"}, "scheduler must be one of"),
+        ({"scheduler": "DDIM CFG++"}, "scheduler must be one of"),
         ({"schedule": "Turbo"}, "schedule must be one of default, Automatic, Uniform, Karras"),
         ({"num_inference_steps": 1001}, r"num_inference_steps must be 1\.\.1000"),
         ({"s_churn": float("nan")}, "s_churn must be 0 or more"),

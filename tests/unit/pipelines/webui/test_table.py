@@ -20,7 +20,7 @@ from pipelines.sampler_table import SamplerState, SamplerTable, advance_rows, pr
 from pipelines.webui.sampler import WEBUI_SAMPLERS
 from pipelines.webui.sigma import model_sigmas, sampler_sigmas
 from pipelines.webui.solver import Options
-from pipelines.webui.table import DRAWN_SAMPLERS, Plan, webui_table
+from pipelines.webui.table import ADAPTIVE, DRAWN_SAMPLERS, Plan, webui_table
 from tests.unit.pipelines.webui.golden import GOLDEN
 
 SD: dict[str, Any] = {
@@ -34,7 +34,8 @@ SD: dict[str, Any] = {
 MODEL = model_sigmas(SD)
 DEVIATION = 0.7
 """Of the data."""
-BY_SIGMA = [name for name in DRAWN_SAMPLERS if not WEBUI_SAMPLERS[name].by_timestep]
+TABLES = [name for name in DRAWN_SAMPLERS if name != ADAPTIVE]
+BY_SIGMA = [name for name in TABLES if not WEBUI_SAMPLERS[name].by_timestep]
 
 
 def denoised(x: torch.Tensor, sigma: float) -> torch.Tensor:
@@ -79,7 +80,7 @@ def exact(table: SamplerTable, count: int = 4000) -> torch.Tensor:
     return noise * table.init_noise_sigma / first_scale * end / begin * last_scale
 
 
-@pytest.mark.parametrize("name", [name for name in DRAWN_SAMPLERS if name != "LCM"])
+@pytest.mark.parametrize("name", [name for name in TABLES if name != "LCM"])
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_a_sampler_draws_the_data_that_the_model_knows(name: str, eta: float) -> None:
     table = webui_table(Plan(name, 60, options=Options(eta=eta)), SD)
@@ -137,7 +138,7 @@ def test_churn_adds_noise_that_the_steps_take_away_again(name: str) -> None:
 
 
 @pytest.mark.parametrize("prediction", ["v_prediction", "sample"])
-@pytest.mark.parametrize("name", DRAWN_SAMPLERS)
+@pytest.mark.parametrize("name", TABLES)
 def test_what_a_model_predicts_makes_no_difference(name: str, prediction: str) -> None:
     tables = [
         webui_table(Plan(name, 12), SD | {"prediction_type": p}) for p in ("epsilon", prediction)
@@ -227,7 +228,7 @@ def test_an_image_begins_at_the_noise_of_its_first_step() -> None:
 
 
 def test_an_image_that_no_step_changes_keeps_its_latents() -> None:
-    for name in DRAWN_SAMPLERS:
+    for name in TABLES:
         table = webui_table(Plan(name, 20, strength=0.0, exact_steps=True), SD)
         assert len(table) == 0
         assert table.add_noise == ((1.0, 0.0),)
@@ -244,7 +245,7 @@ def test_samplers_of_second_order_take_two_evaluations_but_at_the_end() -> None:
 
 
 def test_every_sampler_and_scheduler_takes_any_number_of_steps() -> None:
-    for name in DRAWN_SAMPLERS:
+    for name in TABLES:
         for steps in (1, 2, 3, 5):
             table = webui_table(Plan(name, steps), SD)
             assert torch.isfinite(table.update).all(), (name, steps)
