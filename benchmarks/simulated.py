@@ -21,7 +21,8 @@ from torch import nn
 
 from configs.settings import EMBEDDED_MODEL
 from pipelines.components import Components, load_components
-from pipelines.engine.engine import Engine, Failure, Outcome
+from pipelines.engine.engine import Engine, Outcome
+from pipelines.engine.job import Failure
 from pipelines.engine.request import ImageRequest, ImageResult
 
 CURVES: Mapping[int, Sequence[tuple[float, float]]] = {

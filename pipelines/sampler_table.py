@@ -53,6 +53,11 @@ class SamplerTable:
     """n + 1 pairs (a, b): clean latents at the noise level after i steps are a * x0 + b * noise.
     The first begins an image-to-image, the others are inpainting's; the last is (1, 0)."""
 
+    begin_noise: float = 0.0
+    """The deviation of noise that is drawn and added before the first evaluation."""
+    sigmas: tuple[float, ...] = field(default=(), repr=False)
+    """n noise levels; empty where nobody asks."""
+
     @property
     def history_size(self) -> int:
         return self.update.shape[1] - 2
@@ -90,6 +95,11 @@ def _table(
         name, json.loads(config), steps, schedule=schedule, begin=begin, is_xl=is_xl
     )
     return _Probe(scheduler, eta).table(begin)
+
+
+def probed_table(scheduler: Any) -> SamplerTable | None:
+    """The table of a diffusers scheduler whose timesteps are set."""
+    return _Probe(scheduler, 0.0).table(0)
 
 
 # --- advancing rows ------------------------------------------------------------------------
@@ -132,6 +142,13 @@ class SamplerState:
         """The latents as the UNet takes them at the next step."""
         return self.latents * self.table.input_scale[self.step_index]
 
+    def drawn(self) -> torch.Tensor:
+        """The generator's next noise, shaped like the latents."""
+        dtype = torch.float32 if self.table.noise_is_float32 else self.noise_dtype
+        shape, device = self.latents.shape, self.latents.device
+        drawn: torch.Tensor = randn_tensor(shape, self.generator, device=device, dtype=dtype)
+        return drawn.float()
+
     def noised(self, clean: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """Clean latents at the noise level that the next step begins with."""
         kept, added = self.table.add_noise[self.step_index]
@@ -173,14 +190,7 @@ def _basis(
     state: SamplerState, noise_pred: torch.Tensor, zeros: torch.Tensor, size: int
 ) -> list[torch.Tensor]:
     """The 3 + size tensors that this row's step is a combination of."""
-    table, noise = state.table, zeros
-    if table.noise_drawn[state.step_index]:
-        noise = randn_tensor(
-            noise_pred.shape,
-            generator=state.generator,
-            device=zeros.device,
-            dtype=torch.float32 if table.noise_is_float32 else state.noise_dtype,
-        ).float()
+    noise = state.drawn() if state.table.noise_drawn[state.step_index] else zeros
     parts = [state.latents, noise_pred.float(), noise]
     if state.history is not None:
         parts.append(state.history)

@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple
 import diffusers
 
 from pipelines.sampler_schedule import DEFAULT, class_schedules, config_overrides, set_timesteps
+from pipelines.webui.sampler import WEBUI_SAMPLERS
 
 
 class Sampler(NamedTuple):
@@ -59,6 +60,13 @@ def supported_schedules(name: str) -> tuple[str, ...]:
 def takes_eta(name: str) -> bool:
     """Whether `eta` has a meaning for this sampler; diffusers pipelines drop it elsewhere."""
     return "eta" in inspect.signature(_sampler(name).scheduler_class.step).parameters
+
+
+def evaluations_per_step(name: str) -> int:
+    """Model evaluations in one of the steps that a user counts."""
+    if name in WEBUI_SAMPLERS:
+        return 1 + WEBUI_SAMPLERS[name].second_order
+    return int(_sampler(name).scheduler_class.order)
 
 
 def make_scheduler(name: str, base_config: Mapping[str, Any], schedule: str = DEFAULT) -> Any:

@@ -3,21 +3,38 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
 from pipelines.components import Components
+from pipelines.diffusion.check_webui import (
+    check_hires,
+    check_image,
+    check_latents,
+    check_overlay,
+    check_seeds,
+    check_webui,
+    is_latent_sized,
+)
+from pipelines.diffusion.conditioning import texts_by_step
 from pipelines.diffusion.sampling import request_table
+from pipelines.diffusion.state import row_count
 from pipelines.emphasis import parse_emphasis
-from pipelines.engine.request import ImageRequest, Mask, Picture
+from pipelines.engine.request import Hires, ImageRequest
 from pipelines.errors import InvalidRequest
 from pipelines.samplers import SAMPLERS, max_steps, min_steps, supported_schedules
+from pipelines.webui.hires import second_pass
+from pipelines.webui.prompt import and_parts
+from pipelines.webui.table import DRAWN_SAMPLERS
 
 MAX_DEEP_CACHE = 10
 """Steps between two runs of the deep layers: beyond it nothing is left of the picture."""
 MOST_MODULES = 4
 """ControlNets on one request, and IP-Adapters."""
 MAX_SCALE = 2
+MOST_TEXTS = 256
+"""That one prompt changes between."""
 
 
 def check_request(request: ImageRequest, components: Components) -> None:
@@ -26,8 +43,9 @@ def check_request(request: ImageRequest, components: Components) -> None:
     _check_guidance(request)
     if not 0 <= request.strength <= 1:  # also false for NaN
         raise InvalidRequest("strength", f"strength must be 0..1, got {request.strength}")
-    if not 0 <= request.seed < 2**63:
-        raise InvalidRequest("seed", f"seed must be 0..2**63-1, got {request.seed}")
+    if not 0 <= request.eta <= 1:  # also false for NaN
+        raise InvalidRequest("eta", f"eta must be 0..1, got {request.eta}")
+    check_seeds(request, components.vae_scale_factor)
     if not 1 <= request.deep_cache <= MAX_DEEP_CACHE:
         raise InvalidRequest(
             "deep_cache", f"deep_cache must be 1..{MAX_DEEP_CACHE}, got {request.deep_cache}"
@@ -39,15 +57,43 @@ def check_request(request: ImageRequest, components: Components) -> None:
         )
     _check_prompts(request, components)
     _check_size(request, components.size_multiple)
-    _check_images(request)
+    _check_images(request, components)
+    if request.hires is not None:
+        _check_second_pass(request, request.hires, components)
     _check_controls(request)
     _check_ip_adapters(request)
     request_table(components, request)  # made here, it stalls no batch
 
 
+def check_rows(request: ImageRequest, components: Components, most: int) -> None:
+    """Raises InvalidRequest where a step would take more UNet rows than the engine has."""
+    passes = [request]
+    if (hires := request.hires) is not None:
+        passes.append(second_pass(request, hires))
+    if (rows := max(row_count(components, one) for one in passes)) > most:
+        raise InvalidRequest(
+            "prompt",
+            f"prompt must take at most {most} rows here, got {rows}: each AND takes one",
+        )
+
+
+def _check_second_pass(request: ImageRequest, hires: Hires, components: Components) -> None:
+    check_hires(request, hires)
+    size = (max(hires.height, 0), max(hires.width, 0), 3)
+    # of whatever the first pass will have drawn
+    second = second_pass(request, hires, init_image=np.zeros(size, np.uint8))
+    try:
+        check_request(second, components)
+    except InvalidRequest as error:
+        raise InvalidRequest("hires", f"in the second pass, {error}") from error
+
+
 def _check_sampler(request: ImageRequest, components: Components) -> None:
+    if request.scheduler in DRAWN_SAMPLERS:
+        check_webui(request)
+        return
     if request.scheduler not in SAMPLERS:
-        names = ", ".join(SAMPLERS)
+        names = ", ".join((*SAMPLERS, *DRAWN_SAMPLERS))
         raise InvalidRequest(
             "scheduler", f"scheduler must be one of {names}, got {request.scheduler!r}"
         )
@@ -57,8 +103,6 @@ def _check_sampler(request: ImageRequest, components: Components) -> None:
             f"schedule must be one of {', '.join(known)} for {request.scheduler}, "
             f"got {request.schedule!r}",
         )
-    if not 0 <= request.eta <= 1:  # also false for NaN
-        raise InvalidRequest("eta", f"eta must be 0..1, got {request.eta}")
     steps, config = request.num_inference_steps, components.scheduler_config
     least, most = min_steps(request.scheduler, config), max_steps(request.scheduler, config)
     if not least <= steps <= most:
@@ -90,17 +134,31 @@ def _check_prompts(request: ImageRequest, components: Components) -> None:
     layers = min(encoder.config.num_hidden_layers for encoder in components.text_encoders)
     # one layer is left at least; SDXL leaves one out to begin with
     most = layers - (2 if components.is_xl else 1)
-    if not 0 <= request.clip_skip <= most:
+    for name in ("clip_skip", "negative_clip_skip"):
+        if not 0 <= (skipped := getattr(request, name)) <= most:
+            raise InvalidRequest(name, f"{name} must be 0..{most} for this model, got {skipped}")
+    if request.steps_before < 0:
         raise InvalidRequest(
-            "clip_skip", f"clip_skip must be 0..{most} for this model, got {request.clip_skip}"
+            "steps_before", f"steps_before must be 0 or more, got {request.steps_before}"
         )
-    if not request.prompt_weighting:
+    joined = and_parts(request.prompt) if request.prompt_editing else [(request.prompt, 1.0)]
+    _check_texts(request, "prompt", [text for text, _ in joined])
+    _check_texts(request, "negative_prompt", [request.negative_prompt])
+
+
+def _check_texts(request: ImageRequest, field: str, parts: Sequence[str]) -> None:
+    if not request.prompt_weighting and not request.prompt_editing:
         return
-    for name in ("prompt", "negative_prompt"):
-        try:
-            parse_emphasis(getattr(request, name))
-        except ValueError as error:
-            raise InvalidRequest(name, f"{name} cannot be read as weighted: {error}") from (error)
+    try:
+        texts = {text for part in parts for _, text in texts_by_step(request, part)}
+        for text in texts:
+            parse_emphasis(text)
+    except ValueError as error:
+        raise InvalidRequest(field, f"{field} cannot be read as weighted: {error}") from error
+    if len(texts) > MOST_TEXTS:
+        raise InvalidRequest(
+            field, f"{field} must have at most {MOST_TEXTS} texts by step, got {len(texts)}"
+        )
 
 
 def _check_size(request: ImageRequest, multiple: int) -> None:
@@ -111,24 +169,19 @@ def _check_size(request: ImageRequest, multiple: int) -> None:
             )
 
 
-def _check_images(request: ImageRequest) -> None:
+def _check_images(request: ImageRequest, components: Components) -> None:
     size = (request.height, request.width)
+    check_latents(request, components)
+    if request.overlay is not None:
+        check_overlay(request.overlay)
     if request.mask is not None and request.init_image is None:
         raise InvalidRequest("mask", "mask must come with an init_image, got None")
     if request.init_image is not None:
-        _check_image("init_image", request.init_image, (*size, 3))
+        any_size = request.scheduler in DRAWN_SAMPLERS and is_latent_sized(request, components)
+        shape = (*(request.init_image.shape[:2] if any_size else size), 3)
+        check_image("init_image", request.init_image, shape)
     if request.mask is not None:
-        _check_image("mask", request.mask, size)
-
-
-def _check_image(
-    name: str, image: Picture | Mask, shape: tuple[int, ...], within: str = ""
-) -> None:
-    if image.dtype != np.uint8 or image.shape != shape:
-        raise InvalidRequest(
-            within or name,
-            f"{name} must be uint8 of shape {shape}, got {image.dtype} of shape {image.shape}",
-        )
+        check_image("mask", request.mask, size)
 
 
 def _check_controls(request: ImageRequest) -> None:
@@ -136,7 +189,7 @@ def _check_controls(request: ImageRequest) -> None:
     for i, use in enumerate(request.controls):
         name = f"controls[{i}]"
         shape = (request.height, request.width, 3)
-        _check_image(f"{name}.image", use.image, shape, within="controls")
+        check_image(f"{name}.image", use.image, shape, within="controls")
         _check_scale("controls", f"{name}.scale", use.scale)
         if not 0 <= use.start <= use.end <= 1:  # also false for NaN
             raise InvalidRequest(
@@ -151,7 +204,7 @@ def _check_ip_adapters(request: ImageRequest) -> None:
     for i, use in enumerate(request.ip_adapters):
         name = f"ip_adapters[{i}]"
         shape = (*use.image.shape[:2], 3)
-        _check_image(f"{name}.image", use.image, shape, within="ip_adapters")
+        check_image(f"{name}.image", use.image, shape, within="ip_adapters")
         if not use.image.size:
             raise InvalidRequest("ip_adapters", f"{name}.image must have pixels, got {shape}")
         _check_scale("ip_adapters", f"{name}.scale", use.scale)

@@ -6,15 +6,17 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from PIL import Image
 
 from pipelines.components import Components
 from pipelines.diffusion.latents import decode_latents
 from pipelines.diffusion.state import ImageState, non_finite
 from pipelines.engine.request import ImageRequest, Picture
+from pipelines.webui.region import paste_back
 
 
 def decode(parts: Components, states: Sequence[ImageState]) -> list[Picture]:
-    """Pictures of states of one size, each by the VAE that its request asks for.
+    """Pictures of states of one batch key, each by the VAE that its request asks for.
 
     A state whose picture is not finite gets its `error`; its picture means nothing.
     """
@@ -24,7 +26,8 @@ def decode(parts: Components, states: Sequence[ImageState]) -> list[Picture]:
         if not alike:
             continue
         latents = torch.cat([states[i].sampler.latents for i in alike])
-        drawn, finite = decode_latents(parts, latents, tiny=tiny)
+        tiling = states[0].request.tiling
+        drawn, finite = decode_latents(parts, latents, tiny=tiny, tiling=tiling)
         pictures |= zip(alike, drawn, strict=True)
         for i, ok in zip(alike, finite, strict=True):
             if not ok:
@@ -40,7 +43,9 @@ def preview(parts: Components, states: Sequence[ImageState]) -> list[Picture]:
     samplers = [state.sampler for state in states]
     latents = [sampler.latents if sampler.x0 is None else sampler.x0 for sampler in samplers]
     tiny = parts.tiny_vae is not None
-    return _pasted(states, decode_latents(parts, torch.cat(latents), tiny=tiny)[0])
+    tiling = states[0].request.tiling
+    drawn, _ = decode_latents(parts, torch.cat(latents), tiny=tiny, tiling=tiling)
+    return _pasted(states, drawn)
 
 
 def _pasted(states: Sequence[ImageState], pictures: Sequence[Picture]) -> list[Picture]:
@@ -50,6 +55,9 @@ def _pasted(states: Sequence[ImageState], pictures: Sequence[Picture]) -> list[P
 
 def paste_kept(request: ImageRequest, picture: Picture) -> Picture:
     """The picture with the initial one's pixels where the mask is 0, and a mix where it is grey."""
+    if (overlay := request.overlay) is not None:
+        onto, mask = Image.fromarray(overlay.image), Image.fromarray(overlay.mask)
+        return np.array(paste_back(Image.fromarray(picture), onto, mask, overlay.region))
     if request.mask is None or request.init_image is None:
         return picture
     painted = request.mask[:, :, None].astype(np.uint32)

@@ -23,22 +23,27 @@ def reusing_forward(
     """The UNet's output for rows of states that are all full, or all shallow.
 
     The rows are the unconditional ones of those with guidance, which come first, then the
-    conditional ones of all, then the last one again, as padding. A state that will
-    reuse features gets those of a full forward; done twice, it makes no difference.
+    conditional ones of all, one state's together, then the last one again, as padding. A state
+    that will reuse features gets those of a full forward; done twice, it makes no difference.
     """
     pairs = sum(state.guided for state in states)
     kept = [state.deep for state in states if state.shallow and state.deep is not None]
     if kept:
-        rows = [rows[:1] for rows in kept[:pairs]] + [rows[-1:] for rows in kept]
-        deep = torch.cat(rows + rows[-1:] * (len(inputs[0]) - len(rows)))
+        rows = [rows[:1] for rows in kept[:pairs]]
+        rows += [kept[i][-len(state.positive) :] for i, state in enumerate(states)]
+        missing = len(inputs[0]) - sum(map(len, rows))
+        deep = torch.cat(rows + [rows[-1][-1:]] * missing)
         return shallow_forward(unet, deep, *inputs, **conditions)
     if all(state.request.deep_cache == 1 for state in states):
         output: torch.Tensor = unet(*inputs, return_dict=False, **conditions)[0]
         return output
     output, deep = full_forward(unet, *inputs, **conditions)
+    start = pairs
     for i, state in enumerate(states):
+        own = range(start, start + len(state.positive))
+        start = own.stop
         if state.request.deep_cache > 1:
-            mine = [i, pairs + i] if state.guided else [pairs + i]
+            mine = [i, *own] if state.guided else [*own]
             state.deep = deep[mine]  # a copy: a view would keep all rows in memory
     return output
 

@@ -12,10 +12,10 @@ from pipelines.components import Components
 from pipelines.control.residual import control_residuals
 from pipelines.diffusion.deep_cache import reusing_forward
 from pipelines.diffusion.state import ImageState, non_finite
+from pipelines.diffusion.tiling import tiled
 from pipelines.ip_adapter.attention import RowImages, image_prompts
 from pipelines.lora.bank import LoraBank
 from pipelines.prompt import PromptEmbeds
-from pipelines.sampler_object import SchedulerState
 from pipelines.sampler_table import SamplerState, advance_rows
 
 
@@ -47,20 +47,19 @@ def _denoise_alike(
 ) -> list[torch.Tensor]:
     order = sorted(range(len(states)), key=lambda i: not states[i].guided)
     ordered = [states[i] for i in order]
-    # rows: the unconditional of those with guidance, then the conditional of all
+    # rows: the unconditional of those with guidance, then the conditionals of all
     rows = [
-        Row(s, s.negative, s.negative_images)
+        Row(s, s.negative.at(s.step_index), s.negative_images)
         for s in ordered
         if s.guided and s.negative is not None
     ]
     pairs = len(rows)
-    rows += [Row(state, state.positive, state.images) for state in ordered]
-    inputs = [_model_input(state, parts.dtype) for state in ordered]
+    rows += [Row(s, one.at(s.step_index), s.images) for s in ordered for one in s.positive]
     count = len(rows)
     if parts.compiled:
-        padding = row_bucket(count) - count
-        rows, inputs = rows + rows[-1:] * padding, inputs + inputs[-1:] * padding
-    sample = torch.cat(inputs[:pairs] + inputs)
+        rows += rows[-1:] * (row_bucket(count) - count)
+    inputs = {id(state): _model_input(state, parts.dtype) for state in ordered}
+    sample = torch.cat([inputs[id(row.state)] for row in rows])
     steps = [row.state.sampler.timestep for row in rows]
     times = torch.tensor(steps, dtype=torch.float32, device=parts.device)
     conditions = _conditions(rows)
@@ -68,9 +67,10 @@ def _denoise_alike(
     with (
         bank.rows("unet", [row.state.loras for row in rows]),
         image_prompts([row.images for row in rows]),
+        tiled(parts.unet, states[0].request.tiling),
     ):
         noise = reusing_forward(parts.unet, ordered, sample, times, **conditions)[:count]
-    uncond, cond = noise[:pairs], noise[pairs:]
+    uncond, cond = noise[:pairs], _joined(ordered, noise[:pairs], noise[pairs:])
     predicted = torch.cat([_guide(ordered[:pairs], uncond, cond[:pairs]), cond[pairs:]])
     finite = torch.isfinite(predicted).flatten(1).all(1).tolist()
     result: list[torch.Tensor] = [predicted] * len(states)
@@ -92,7 +92,7 @@ def advance(states: Sequence[ImageState], noise_preds: Sequence[torch.Tensor]) -
     Those with tables go on together, and fail together.
     """
     pairs = zip(states, noise_preds, strict=True)
-    left = [(state, noise_pred) for state, noise_pred in pairs if state.error is None]
+    left = [(s, _kept(s, noise_pred)) for s, noise_pred in pairs if s.error is None]
     tables = [(s, s.sampler, p) for s, p in left if isinstance(s.sampler, SamplerState)]
     if tables:
         try:
@@ -105,8 +105,14 @@ def advance(states: Sequence[ImageState], noise_preds: Sequence[torch.Tensor]) -
             _finish_step(state, noise_pred)
 
 
+def _kept(state: ImageState, noise_pred: torch.Tensor) -> torch.Tensor:
+    return noise_pred if state.blend is None else state.blend.output(state.sampler, noise_pred)
+
+
 def _model_input(state: ImageState, dtype: torch.dtype) -> torch.Tensor:
-    scaled = state.sampler.model_input().to(dtype)
+    source = state.sampler
+    scaled = source.model_input() if state.blend is None else state.blend.model_input(source)
+    scaled = scaled.to(dtype)
     if state.extra_channels is None:
         return scaled
     return torch.cat([scaled, state.extra_channels], dim=1)
@@ -149,6 +155,27 @@ def _residuals(
     return control_residuals(controls, lengths, sample, times, conditions)
 
 
+def _joined(states: Sequence[ImageState], uncond: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
+    """One conditional row of each state, what AND joins added up by its weights.
+
+    `uncond` is of the first states. Where there is none, the first prompt stands for it, and the
+    guidance scale, which nobody applies later, is within the weights.
+    """
+    if all(state.plain for state in states):
+        return cond
+    rows = []
+    parts = torch.split(cond, [len(state.positive) for state in states])
+    for i, (state, mine) in enumerate(zip(states, parts, strict=True)):
+        base = uncond[i : i + 1] if i < len(uncond) else mine[:1]
+        if not state.plain:
+            scale = 1.0 if i < len(uncond) else state.request.guidance_scale
+            weights = _per_row([one.weight * scale for one in state.positive], mine)
+            added = (weights * (mine - base)).sum(0, keepdim=True)
+            mine = base + added.to(base.dtype)
+        rows.append(mine)
+    return torch.cat(rows)
+
+
 def _guide(states: Sequence[ImageState], uncond: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
     """Classifier-free guidance, each row by its own scale, and rescaled where a request asks."""
     scale = _per_row([state.request.guidance_scale for state in states], uncond)
@@ -172,21 +199,11 @@ def _per_row(values: Sequence[float], like: torch.Tensor) -> torch.Tensor:
 def _finish_step(state: ImageState, noise_pred: torch.Tensor) -> None:
     """What each request does by itself: the step of a sampler with no table, and the blend."""
     try:
-        if isinstance(state.sampler, SchedulerState):
+        if not isinstance(state.sampler, SamplerState):
             state.sampler.advance(noise_pred)
-        _blend(state)
+        if state.blend is not None:
+            state.blend.finish_step(state.sampler)
         if state.done or not state.shallow:
             state.deep = None
     except Exception as error:
         state.error = error
-
-
-def _blend(state: ImageState) -> None:
-    """Puts back what the mask keeps, with the noise that the next step expects."""
-    if (blend := state.blend) is None:
-        return
-    sampler, image = state.sampler, blend.image_latents
-    kept = sampler.noised(image, blend.noise)
-    sampler.latents = torch.where(blend.mask, sampler.latents, kept)
-    if sampler.x0 is not None:
-        sampler.x0 = torch.where(blend.mask, sampler.x0, image)

@@ -23,6 +23,7 @@ from pipelines.engine.ticket import BatchKey
 from pipelines.ip_adapter.image import ImageTokensCache
 from pipelines.loader import Loader
 from pipelines.prompt import PromptCache
+from pipelines.webui.hires import latent_pass
 
 
 class Diffusion:
@@ -60,6 +61,7 @@ class Diffusion:
             width=request.width // parts.vae_scale_factor,
             in_channels=parts.in_channels,
             dtype=str(parts.dtype).removeprefix("torch."),
+            tiling=request.tiling,
         )
 
     def prepare(self, requests: Sequence[ImageRequest]) -> list[ImageState]:
@@ -82,6 +84,11 @@ class Diffusion:
     def advance(self, states: Sequence[ImageState], noise_preds: Sequence[torch.Tensor]) -> None:
         """Moves each state one sampler step on. One that fails gets its `error`, others go on."""
         advance(states, noise_preds)
+
+    def latent_pass(self, state: ImageState) -> ImageRequest | None:
+        """What follows a state that is done without its picture being decoded, if anything."""
+        latents = state.sampler.latents
+        return latent_pass(state.request, latents, self.components.vae_scale_factor)
 
     def decode_limit(self, request: ImageRequest) -> int:
         """How many pictures of this one's size go into one `decode`."""

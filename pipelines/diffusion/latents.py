@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from pipelines.components import Components
+from pipelines.diffusion.tiling import tiled
 from pipelines.engine.request import Picture
 from pipelines.lru import LruCache
 
@@ -41,6 +42,7 @@ class Source:
     """Of all that makes the pixels."""
     pixels: Callable[[], torch.Tensor]
     """3 x height x width, -1..1."""
+    tiling: bool = False
 
 
 class MomentsCache(LruCache[bytes, torch.Tensor]):
@@ -52,11 +54,18 @@ class MomentsCache(LruCache[bytes, torch.Tensor]):
 
     def encode(self, sources: Sequence[Source]) -> dict[bytes, torch.Tensor]:
         """The VAE's posterior of each by its digest, as `encode_pixels`."""
-        pixels = {source.digest: source.pixels for source in sources}
-        return self.all(
-            [source.digest for source in sources],
-            lambda missing: encode_pixels(self._parts, {d: pixels[d]() for d in missing}),
-        )
+        known = {source.digest: source for source in sources}
+
+        def encode(missing: Sequence[bytes]) -> dict[bytes, torch.Tensor]:
+            found: dict[bytes, torch.Tensor] = {}
+            for tiling in (False, True):
+                alike = [digest for digest in missing if known[digest].tiling is tiling]
+                with tiled(self._parts.vae, tiling and bool(alike)):
+                    pixels = {digest: known[digest].pixels() for digest in alike}
+                    found |= encode_pixels(self._parts, pixels)
+            return found
+
+        return self.all([source.digest for source in sources], encode)
 
 
 def encode_pixels(parts: Components, pixels: Mapping[Key, torch.Tensor]) -> dict[Key, torch.Tensor]:
@@ -73,7 +82,7 @@ def encode_pixels(parts: Components, pixels: Mapping[Key, torch.Tensor]) -> dict
 
 
 def decode_latents(
-    parts: Components, latents: torch.Tensor, *, tiny: bool = False
+    parts: Components, latents: torch.Tensor, *, tiny: bool = False, tiling: bool = False
 ) -> tuple[list[Picture], list[bool]]:
     """Pictures, rounded as diffusers rounds them, and whether each was finite.
 
@@ -84,7 +93,8 @@ def decode_latents(
     else:
         vae = parts.vae
         scaled = unscale(parts, latents.to(vae.dtype))
-    pixels = vae.decode(scaled, return_dict=False)[0].float()
+    with tiled(vae, tiling):
+        pixels = vae.decode(scaled, return_dict=False)[0].float()
     finite = torch.isfinite(pixels).flatten(1).all(1).tolist()
     # clamp keeps NaN, whose conversion to uint8 is undefined
     levels = (torch.nan_to_num(pixels) * 0.5 + 0.5).clamp(0, 1) * 255

@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 
 from pipelines.components import Components
 from pipelines.control.residual import Control
+from pipelines.diffusion.blend import Blend, WebuiBlend
+from pipelines.diffusion.sampling import RequestSampler
 from pipelines.engine.request import ImageRequest
 from pipelines.errors import NonFiniteOutput
 from pipelines.ip_adapter.attention import RowImages
 from pipelines.lora.bank import RowLoras
 from pipelines.prompt import PromptEmbeds
-from pipelines.sampler_object import SchedulerState
-from pipelines.sampler_table import SamplerState
+from pipelines.webui.prompt import and_parts
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Blend:
-    """Inpainting with a UNet that knows no masks: what is kept comes back after each step."""
+class ByStep(Generic[T]):
+    """What one UNet row is told at each step."""
 
-    mask: torch.Tensor
-    """1 x 1 x height x width, of the latents; True is repainted."""
-    image_latents: torch.Tensor
-    """1 x channels x height x width."""
-    noise: torch.Tensor
-    """The request's first, shaped like the latents."""
+    entries: tuple[tuple[int, T], ...]
+    """The last step, counted from 1, that each holds for, rising."""
+    weight: float = 1.0
+    """Of this row among those that AND joins."""
+
+    def at(self, step_index: int) -> T:
+        """Behind the last entry it still holds."""
+        return next((it for end, it in self.entries if step_index < end), self.entries[-1][1])
 
 
 @dataclass
@@ -34,13 +41,14 @@ class ImageState:
     """One request on its way; nothing of it is shared with another."""
 
     request: ImageRequest
-    sampler: SamplerState | SchedulerState
+    sampler: RequestSampler
     """Where it is: latents, step index, RNG and all that its sampler remembers."""
-    positive: PromptEmbeds
-    negative: PromptEmbeds | None
+    positive: tuple[ByStep[PromptEmbeds], ...]
+    """A conditional row each, at least one."""
+    negative: ByStep[PromptEmbeds] | None
     """None: no guidance at any step."""
-    guided_steps: range
-    """The steps that guidance is on at."""
+    guided_steps: Sequence[int]
+    """The steps that guidance is on at, rising."""
     time_ids: torch.Tensor | None = None
     """SDXL, 1 x 6."""
     timestep_cond: torch.Tensor | None = None
@@ -50,15 +58,16 @@ class ImageState:
     controls: tuple[Control, ...] = ()
     """Of all its UNet rows."""
     images: RowImages = ()
-    """What its conditional row sees beside the prompt."""
+    """What its conditional rows see beside the prompt."""
     negative_images: RowImages = ()
     """And its unconditional row."""
     extra_channels: torch.Tensor | None = None
     """Inpainting checkpoints: mask and masked image, 1 x 5 x height x width, behind the latents."""
-    blend: Blend | None = None
+    blend: Blend | WebuiBlend | None = None
+    """What brings back what a mask keeps."""
     deep: torch.Tensor | None = None
     """What the last layer of the UNet got from below at the latest full step, rows x C x H x W:
-    the unconditional row's, where it had one, then the conditional's; None once of no use."""
+    the unconditional row's, where it had one, then the conditionals'; None once of no use."""
     error: Exception | None = None
     """Why this request, and only it, has failed."""
 
@@ -99,25 +108,36 @@ class ImageState:
         return tuple(one for one in self.controls if one.on(self.step_index, self.steps))
 
     @property
+    def plain(self) -> bool:
+        """Whether its conditional row is one, and nothing weighs it."""
+        return len(self.positive) == 1 and self.positive[0].weight == 1
+
+    @property
     def rows(self) -> int:
         """UNet rows of the next step."""
-        return 2 if self.guided else 1
+        return len(self.positive) + self.guided
 
     @property
     def most_rows(self) -> int:
         """UNet rows of the dearest step that is left."""
         steps = self.guided_steps
-        return 2 if len(steps) and self.step_index < steps.stop else 1
+        return len(self.positive) + (len(steps) > 0 and self.step_index <= steps[-1])
 
 
 def guided(parts: Components, request: ImageRequest) -> bool:
     """Whether classifier-free guidance is on, as in diffusers, at some steps at least."""
-    return request.guidance_scale > 1 and not parts.embeds_guidance
+    if parts.embeds_guidance:
+        return False
+    if not request.prompt_editing:
+        return request.guidance_scale > 1
+    joined = and_parts(request.prompt)
+    return len(joined) > 1 or request.guidance_scale * joined[0][1] != 1
 
 
 def row_count(parts: Components, request: ImageRequest) -> int:
     """UNet rows of this request's dearest step."""
-    return 2 if guided(parts, request) else 1
+    conditional = len(and_parts(request.prompt)) if request.prompt_editing else 1
+    return conditional + guided(parts, request)
 
 
 def non_finite(state: ImageState, where: str) -> NonFiniteOutput:

@@ -9,15 +9,16 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 
 from pipelines.components import Components
-from pipelines.diffusion import Diffusion, check_request, row_count
+from pipelines.diffusion import Diffusion, row_count
+from pipelines.diffusion.check import check_request, check_rows
+from pipelines.diffusion.sampling import later_steps
 from pipelines.engine.forward import Forward
-from pipelines.engine.job import Job
+from pipelines.engine.job import Failure, Job
 from pipelines.engine.profile import StepProfile
 from pipelines.engine.request import (
     EngineEvent,
@@ -31,17 +32,10 @@ from pipelines.engine.snapshot import Snapshot, resume, take_snapshot
 from pipelines.engine.ticket import Ticket
 from pipelines.errors import InvalidRequest, RequestCanceled, explained
 from pipelines.loader import SLOTS, Loader, Slots, brings_files
+from pipelines.webui.hires import pixel_pass
 
 log = logging.getLogger("ray.serve.daguerre.engine")
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A request that ended without a picture."""
-
-    request_id: str
-    error: Exception
 
 
 Outcome = EngineEvent | ImageResult | Failure
@@ -98,6 +92,7 @@ class Engine:
         """Raises InvalidRequest. Reads nothing that changes: any thread may call it."""
         check_request(request, self.components)
         self.slots.check(request)
+        check_rows(request, self.components, self.scheduler.max_rows)
 
     def add(self, request: ImageRequest) -> None:
         """Queues a request; it joins at the next step if rows are free. Raises InvalidRequest."""
@@ -164,13 +159,14 @@ class Engine:
     def _prepare(self, jobs: Sequence[Job]) -> None:
         now = time.monotonic()
         for job in jobs:
-            job.admitted_at = now
+            job.admitted_at = job.admitted_at or now
         for job, state in self._each_or_alone(self.diffusion.prepare, jobs):
             job.state = state
-            job.prepared_at = time.monotonic()
-            resume(self.components, state)
-            step = state.step_index
-            self._report(EngineEvent(job.request.id, EventKind.STARTED, step, state.steps))
+            if not job.prepared_at:
+                job.prepared_at = time.monotonic()
+                job.steps_to_come = later_steps(self.components, job.request)
+                resume(self.components, state)
+                self._report(EngineEvent(job.request.id, EventKind.STARTED, *job.steps))
             self._after_step(job)
 
     def _each_or_alone(
@@ -196,8 +192,7 @@ class Engine:
         self.forward.step(key, [state for _, state in batch])
         for job, state in batch:
             if state.error is None:
-                step = state.step_index
-                self._report(EngineEvent(job.request.id, EventKind.STEP, step, state.steps))
+                self._report(EngineEvent(job.request.id, EventKind.STEP, *job.steps))
             self._after_step(job)
 
     def _after_step(self, job: Job) -> None:
@@ -211,10 +206,19 @@ class Engine:
         if state.error is not None:
             self._fail(job, explained(f"step {state.step_index}", state.error))
             return
+        if (second := self.diffusion.latent_pass(state)) is not None:
+            self._go_on(job, second)
+            return
         job.denoised_at = time.monotonic()
         self.scheduler.remove(job.request.id)
         self._previews.pop(job.request.id, None)
         self._decoding[job.request.id] = job
+
+    def _go_on(self, job: Job, second: ImageRequest) -> None:
+        """The second pass waits for rows as a new request does; what it has loaded it keeps."""
+        self.scheduler.remove(second.id)
+        job.go_on(second)
+        self._enter(second)
 
     def _decode_some(self) -> None:
         """One VAE forward over the longest waiting and others of its size."""
@@ -238,6 +242,9 @@ class Engine:
         for job, state, picture in zip(jobs, states, pictures, strict=True):
             if state.error is not None:
                 self._fail(job, state.error)
+            elif (second := pixel_pass(job.request, picture)) is not None:
+                del self._decoding[second.id]
+                self._go_on(job, second)
             else:
                 self._finish(job, picture)
 
@@ -256,17 +263,16 @@ class Engine:
             log.exception("no preview")  # a picture must not be lost for its preview
             return
         for state, picture in zip(states, pictures, strict=True):
-            request_id, step = state.request.id, state.step_index
-            event = EngineEvent(request_id, EventKind.PREVIEW, step, state.steps, picture)
-            self._report(event)
+            job = self._jobs[state.request.id]
+            self._report(EngineEvent(job.request.id, EventKind.PREVIEW, *job.steps, picture))
 
     def _same_size(self, jobs: Sequence[Job]) -> list[Job]:
         """The first job and those after it that fit into one VAE forward with it."""
         if not jobs:
             return []
         first = jobs[0].request
-        size = (first.width, first.height)
-        same = [job for job in jobs if (job.request.width, job.request.height) == size]
+        key = self.diffusion.batch_key(first)
+        same = [job for job in jobs if self.diffusion.batch_key(job.request) == key]
         return same[: self.diffusion.decode_limit(first)]
 
     # --- ends ------------------------------------------------------------------------------

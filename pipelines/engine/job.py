@@ -9,6 +9,14 @@ from pipelines.diffusion import ImageState
 from pipelines.engine.request import ImageRequest, Timing
 
 
+@dataclass(frozen=True)
+class Failure:
+    """A request that ended without a picture."""
+
+    request_id: str
+    error: Exception
+
+
 @dataclass
 class Job:
     """A request in the engine, with its clock: monotonic seconds of each milestone."""
@@ -19,6 +27,23 @@ class Job:
     prepared_at: float = 0.0
     denoised_at: float = 0.0
     state: ImageState | None = None
+    steps_before: int = 0
+    """Of the pass before this one."""
+    steps_to_come: int = 0
+    """Of the pass after it."""
+
+    @property
+    def steps(self) -> tuple[int, int]:
+        """Done, and in all."""
+        if self.state is None:
+            return self.steps_before, self.steps_before
+        done = self.steps_before + self.state.step_index
+        return done, self.steps_before + self.state.steps + self.steps_to_come
+
+    def go_on(self, request: ImageRequest) -> None:
+        """With the second pass, which is another request to all but who asked."""
+        self.steps_before += self.state.steps if self.state else 0
+        self.steps_to_come, self.request, self.state = 0, request, None
 
     def timing(self) -> Timing:
         return Timing(

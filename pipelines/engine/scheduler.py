@@ -192,7 +192,8 @@ class Scheduler:
         held = self._out_of_phase(key, lane)
         while entry := next((e for e in lane.waiting if e not in held), None):
             victims = list[_Entry]()
-            if lane.rows + entry.ticket.rows > self.limit(key):
+            # one wider than the limit runs alone
+            if lane.running and lane.rows + entry.ticket.rows > self.limit(key):
                 # one that only its age brought to the front parks nobody: the urgent pass it
                 entry = max(lane.waiting, key=lambda e: (e.ticket.priority, -e.arrival))
                 if not (victims := self._less_urgent(key, lane, entry)):

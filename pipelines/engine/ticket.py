@@ -16,6 +16,8 @@ class BatchKey:
     """Latent columns."""
     in_channels: int
     dtype: str
+    tiling: bool = False
+    """A property of the layers, and not of rows."""
 
 
 @dataclass(frozen=True)

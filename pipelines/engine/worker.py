@@ -13,7 +13,8 @@ from typing import TypeVar
 
 from pipelines.components import Components
 from pipelines.diffusion import row_count
-from pipelines.engine.engine import Engine, Failure, Outcome
+from pipelines.engine.engine import Engine, Outcome
+from pipelines.engine.job import Failure
 from pipelines.engine.profile import StepProfile
 from pipelines.engine.request import EngineEvent, ImageRequest, ImageResult
 from pipelines.engine.snapshot import Snapshot

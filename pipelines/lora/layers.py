@@ -57,13 +57,17 @@ class BankedConv2d(nn.Conv2d):
         if self.kernel_size == (1, 1) and self.stride == (1, 1):
             pixels = rows.flatten(2).transpose(1, 2)
             return torch.bmm(pixels, down.flatten(2).transpose(1, 2))
+        padding = self.padding
+        if self.padding_mode != "zeros":
+            rows = functional.pad(rows, self._reversed_padding_repeated_twice, self.padding_mode)
+            padding = (0, 0)
         # a kernel for each row: one convolution whose groups are the rows
         hidden = functional.conv2d(
             rows.reshape(1, -1, *rows.shape[2:]),
             down.flatten(0, 1),
             None,
             self.stride,
-            self.padding,
+            padding,
             self.dilation,
             groups=count,
         )

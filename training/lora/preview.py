@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 
 from pipelines.components import Components
-from pipelines.engine.engine import Engine, Failure, Outcome
+from pipelines.engine.engine import Engine, Outcome
+from pipelines.engine.job import Failure
 from pipelines.engine.request import ImageRequest, ImageResult, Picture
 from training.lora.picture import Bucket
 

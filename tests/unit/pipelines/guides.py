@@ -185,8 +185,9 @@ def _prompt_arguments(components: Components, request: ImageRequest) -> dict[str
     alone = dataclasses.replace(request, controls=(), ip_adapters=())
     (state,) = Diffusion(components).prepare([alone])
     arguments: dict[str, Any] = {"prompt": None, "negative_prompt": None}
-    for prefix, embeds in (("", state.positive), ("negative_", state.negative)):
-        assert embeds is not None
+    assert state.negative is not None
+    rows = {"": state.positive[0].at(0), "negative_": state.negative.at(0)}
+    for prefix, embeds in rows.items():
         arguments[f"{prefix}prompt_embeds"] = embeds.tokens
         if embeds.pooled is not None:
             arguments[f"{prefix}pooled_prompt_embeds"] = embeds.pooled

@@ -127,7 +127,9 @@ def test_a_picture_does_not_change_beside_longer_prompts(
     diffusion = Diffusion(components)
     assert len({diffusion.batch_key(request) for request in requests}) == 1
     with torch.inference_mode():
-        lengths = [state.positive.tokens.shape[1] // 77 for state in diffusion.prepare(requests)]
+        lengths = [
+            state.positive[0].at(0).tokens.shape[1] // 77 for state in diffusion.prepare(requests)
+        ]
     assert len(set(lengths)) >= 3
     assert all_as_alone(components, requests, draw(components, *requests))
 
@@ -144,14 +146,14 @@ def test_a_long_weighted_prompt_alone_gives_what_plain_diffusers_draws_of_its_em
     with torch.inference_mode():
         (state,) = Diffusion(components).prepare([request])
     assert state.negative is not None
-    assert state.positive.tokens.shape[1] == 154
+    assert state.positive[0].at(0).tokens.shape[1] == 154
     embeds: dict[str, Any] = {
-        "prompt_embeds": state.positive.tokens,
-        "negative_prompt_embeds": state.negative.tokens,
+        "prompt_embeds": state.positive[0].at(0).tokens,
+        "negative_prompt_embeds": state.negative.at(0).tokens,
     }
     if components.is_xl:
-        embeds["pooled_prompt_embeds"] = state.positive.pooled
-        embeds["negative_pooled_prompt_embeds"] = state.negative.pooled
+        embeds["pooled_prompt_embeds"] = state.positive[0].at(0).pooled
+        embeds["negative_pooled_prompt_embeds"] = state.negative.at(0).pooled
     expected = plain_diffusers(
         components, request, prompt=None, negative_prompt=None, clip_skip=None, **embeds
     )

@@ -10,7 +10,7 @@ import torch
 
 from pipelines.components import Components
 from pipelines.diffusion import Diffusion
-from pipelines.diffusion.prepare import MAX_CHUNKS
+from pipelines.diffusion.conditioning import MAX_CHUNKS
 from pipelines.engine.request import ImageRequest
 from pipelines.errors import InvalidRequest
 from pipelines.prompt import TEXT_BATCH, Prompt, PromptCache, PromptEmbeds, encode_prompts
@@ -22,7 +22,7 @@ MakeRequest = Callable[..., ImageRequest]
 def negative_of(components: Components, request: ImageRequest) -> PromptEmbeds:
     (state,) = Diffusion(components).prepare([request])
     assert state.negative is not None
-    return state.negative
+    return state.negative.at(0)
 
 
 @torch.inference_mode()
@@ -180,9 +180,9 @@ def test_the_shorter_of_prompt_and_negative_prompt_is_filled_up_with_empty_chunk
     filled = torch.cat([short.tokens, empty.tokens], dim=1)
     assert first.negative is not None
     assert second.negative is not None
-    torch.testing.assert_close(first.negative.tokens, filled)
-    torch.testing.assert_close(second.positive.tokens, filled)
-    torch.testing.assert_close(first.positive.tokens, second.negative.tokens)
+    torch.testing.assert_close(first.negative.at(0).tokens, filled)
+    torch.testing.assert_close(second.positive[0].at(0).tokens, filled)
+    torch.testing.assert_close(first.positive[0].at(0).tokens, second.negative.at(0).tokens)
 
 
 @torch.inference_mode()
@@ -215,7 +215,7 @@ def test_a_prompt_that_was_encoded_is_not_encoded_again(
     assert diffusion.prompts.misses == misses
     assert diffusion.prompts.hits - hits == hits + misses
     for old, new in zip(first, again, strict=True):
-        assert torch.equal(old.positive.tokens, new.positive.tokens)
+        assert torch.equal(old.positive[0].at(0).tokens, new.positive[0].at(0).tokens)
 
 
 @torch.inference_mode()

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from pipelines.components import Components
-from pipelines.engine.engine import Engine, Failure, Outcome
+from pipelines.engine.engine import Engine, Outcome
+from pipelines.engine.job import Failure
 from pipelines.engine.request import EngineEvent, EventKind, ImageRequest, ImageResult, Picture
 from pipelines.loader import SLOTS, Slots
 

@@ -11,8 +11,10 @@ import torch
 
 from pipelines.components import Components
 from pipelines.diffusion import Diffusion, ImageState
+from pipelines.diffusion.state import ByStep
 from pipelines.engine.request import ImageRequest, Picture
 from pipelines.errors import ComputationFailed, NonFiniteOutput
+from pipelines.prompt import PromptEmbeds
 from pipelines.sampler_object import SchedulerState
 
 MakeRequest = Callable[..., ImageRequest]
@@ -49,15 +51,20 @@ def one_nan_latent(state: ImageState) -> None:
     state.sampler.latents[0, 1, 2, 3] = torch.nan
 
 
+def told(row: ByStep[PromptEmbeds], tokens: torch.Tensor) -> ByStep[PromptEmbeds]:
+    """The row with other tokens."""
+    return ByStep(((1, PromptEmbeds(tokens, row.at(0).pooled)),))
+
+
 def infinite_prompt(state: ImageState) -> None:
-    tokens = torch.full_like(state.positive.tokens, torch.inf)
-    state.positive = type(state.positive)(tokens, state.positive.pooled)
+    tokens = torch.full_like(state.positive[0].at(0).tokens, torch.inf)
+    state.positive = (told(state.positive[0], tokens),)
 
 
 def nan_negative_prompt(state: ImageState) -> None:
     assert state.negative is not None
-    tokens = torch.full_like(state.negative.tokens, torch.nan)
-    state.negative = type(state.negative)(tokens, state.negative.pooled)
+    tokens = torch.full_like(state.negative.at(0).tokens, torch.nan)
+    state.negative = told(state.negative, tokens)
 
 
 @pytest.mark.parametrize(
@@ -192,8 +199,9 @@ def test_a_forward_that_crashes_for_one_request_fails_that_one_alone(
     victim = requests[3]
 
     def cut(state: ImageState) -> None:
-        tokens = state.positive.tokens[..., :-1]  # one feature too few for the UNet
-        state.positive = type(state.positive)(tokens, state.positive.pooled)
+        tokens = state.positive[0].at(0).tokens
+        tokens = tokens[..., :-1]  # one feature too few for the UNet
+        state.positive = (told(state.positive[0], tokens),)
 
     poison(monkeypatch, victim, cut)
     run = new_run(sd)

@@ -65,6 +65,15 @@ def test_higher_priority_is_admitted_first_then_the_older() -> None:
     assert order == ["high", "high too", "mid", "low"]
 
 
+def test_a_request_wider_than_what_a_key_may_have_runs_alone() -> None:
+    scheduler = Scheduler(8, cap=lambda key: 2)
+    for name, rows in (("a", 2), ("wide", 5), ("b", 2)):
+        scheduler.add(ticket(name, rows=rows))
+    for name in ("a", "wide", "b"):
+        assert scheduler.schedule().batch == (name,)
+        scheduler.remove(name)
+
+
 def test_the_rows_of_a_batch_never_exceed_the_cap() -> None:
     scheduler = Scheduler(5)
     for name in "abc":

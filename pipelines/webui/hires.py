@@ -1,0 +1,121 @@
+"""Hires fix: a picture drawn small, enlarged, and drawn on from there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn import functional
+
+from pipelines.engine.request import Hires, ImageRequest, Latents, Picture
+from pipelines.webui.resize import Resize, lanczos
+
+LATENT_UPSCALERS: Final[Mapping[str, Mapping[str, Any]]] = {
+    "Latent": {"mode": "bilinear", "antialias": False},
+    "Latent (antialiased)": {"mode": "bilinear", "antialias": True},
+    "Latent (bicubic)": {"mode": "bicubic", "antialias": False},
+    "Latent (bicubic antialiased)": {"mode": "bicubic", "antialias": True},
+    "Latent (nearest)": {"mode": "nearest"},
+    "Latent (nearest-exact)": {"mode": "nearest-exact"},
+}
+"""How the latents themselves are enlarged."""
+
+
+def _nearest(image: Image.Image, width: int, height: int) -> Image.Image:
+    return image.resize((width, height), Image.Resampling.NEAREST)
+
+
+PIXEL_UPSCALERS: Final[Mapping[str, Resize]] = {
+    "None": lanczos,
+    "Lanczos": lanczos,
+    "Nearest": _nearest,
+}
+"""How the picture is, which is decoded for it."""
+
+
+class HiresSize(NamedTuple):
+    """Pixels."""
+
+    width: int
+    height: int
+    enlarged: tuple[int, int]
+    """Before both sides are cut to the above."""
+
+
+def hires_size(
+    width: int, height: int, *, scale: float = 2.0, resize_x: int = 0, resize_y: int = 0
+) -> HiresSize:
+    """Of the second pass: by `scale`; or one side as given; or both, the picture covering them."""
+    if not resize_x and not resize_y:
+        resize_x, resize_y = int(width * scale), int(height * scale)
+        return HiresSize(resize_x, resize_y, (resize_x, resize_y))
+    by_width = (resize_x, resize_x * height // width)
+    by_height = (resize_y * width // height, resize_y)
+    if not resize_y:
+        return HiresSize(*by_width, by_width)
+    if not resize_x:
+        return HiresSize(*by_height, by_height)
+    enlarged = by_width if width / height < resize_x / resize_y else by_height
+    return HiresSize(resize_x, resize_y, enlarged)
+
+
+def latent_pass(request: ImageRequest, latents: torch.Tensor, factor: int) -> ImageRequest | None:
+    """The second pass from the latents of the first, 1 x C x H x W; None where it takes pixels.
+
+    `factor` is pixels by latents.
+    """
+    hires = request.hires
+    if hires is None or hires.upscaler not in LATENT_UPSCALERS:
+        return None
+    width, height = hires.enlarged or (hires.width, hires.height)
+    size = (height // factor, width // factor)
+    larger = functional.interpolate(latents.float(), size, **LATENT_UPSCALERS[hires.upscaler])
+    top, left = size[0] - hires.height // factor, size[1] - hires.width // factor
+    cut = larger[0, :, top // 2 : size[0] - (top + 1) // 2, left // 2 : size[1] - (left + 1) // 2]
+    return second_pass(request, hires, init_latents=cut.contiguous().cpu().numpy())
+
+
+def pixel_pass(request: ImageRequest, picture: Picture) -> ImageRequest | None:
+    """The second pass from the picture of the first; None where there is none."""
+    if (hires := request.hires) is None:
+        return None
+    width, height = hires.enlarged or (hires.width, hires.height)
+    larger = PIXEL_UPSCALERS[hires.upscaler](Image.fromarray(picture), width, height)
+    left, top = (width - hires.width) // 2, (height - hires.height) // 2
+    cut = larger.crop((left, top, left + hires.width, top + hires.height))
+    return second_pass(request, hires, init_image=np.asarray(cut))
+
+
+def second_pass(
+    request: ImageRequest,
+    hires: Hires,
+    *,
+    init_latents: Latents | None = None,
+    init_image: Picture | None = None,
+) -> ImageRequest:
+    """The request of the second pass, with fresh noise of the same seeds."""
+    steps = request.num_inference_steps
+    return replace(
+        request,
+        hires=None,
+        resume=None,
+        width=hires.width,
+        height=hires.height,
+        init_latents=init_latents,
+        init_image=init_image,
+        strength=hires.strength,
+        exact_steps=True,
+        noise_multiplier=1.0,
+        sigmas=None,
+        num_inference_steps=hires.num_inference_steps or steps,
+        steps_before=steps,
+        scheduler=hires.scheduler or request.scheduler,
+        schedule=hires.schedule or request.schedule,
+        eta=request.eta if hires.eta is None else hires.eta,
+        prompt=hires.prompt or request.prompt,
+        negative_prompt=hires.negative_prompt or request.negative_prompt,
+    )
