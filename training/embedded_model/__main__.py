@@ -19,7 +19,7 @@ SAMPLES = {
     "decoder": 36_000,
     "text": 75_000,
     "unet64": 150_000,
-    "unet128": 230_000,
+    "unet128": 300_000,
     "probe": 80_000,
 }
 BATCH = {"vae": 16, "decoder": 16, "text": 16, "unet64": 128, "unet128": 96, "probe": 64}

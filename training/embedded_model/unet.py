@@ -66,14 +66,16 @@ class Resolution:
 
     name: str
     size: Size
-    others: tuple[Size, ...]  # seen in OTHERS_SHARE of the batches, that they do not fall apart
+    others: tuple[Size, ...]  # seen in a part of the batches, that they do not fall apart
     tokens: int
     start: str  # stage file whose EMA weights this one begins with, if any
     peak_lr: float
     ema_decay: float
 
 
-OTHERS_SHARE = 0.25
+OTHERS_SHARE, LATE_OTHERS_SHARE, LATE = 0.25, 0.6, 220_000
+"""Of the batches; from so many samples on most have other sizes, nearly all of these the largest,
+whose faces are learned last."""
 RESOLUTIONS = {
     "unet64": Resolution("unet64", Size(64, 64, 20_000), (), SHORT_TOKENS, "", 1e-3, 0.998),
     "unet128": Resolution(
@@ -203,8 +205,10 @@ class Batches:
         """
         rng = seeded(self.seed, position)
         latents = self.latents
-        if self.others and rng.random() < OTHERS_SHARE:
-            latents = rng.choices(self.others, [one[0].numel() for one in self.others])[0]
+        late = position >= LATE
+        if self.others and rng.random() < (LATE_OTHERS_SHARE if late else OTHERS_SHARE):
+            weights = [one[0].numel() ** (4 if late else 1) for one in self.others]
+            latents = rng.choices(self.others, weights)[0]
         count = max(1, self.batch * self.latents[0].numel() // latents[0].numel())
         rows = [rng.randrange(len(latents)) for _ in range(count)]
         texts = [
