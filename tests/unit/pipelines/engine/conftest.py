@@ -83,7 +83,7 @@ def new_run() -> type[Run]:
 def picture_alone() -> Callable[[Components, ImageRequest], Picture]:
     """The picture of a request that has the engine to itself."""
 
-    def draw(components: Components, request: ImageRequest) -> Picture:
+    def alone(components: Components, request: ImageRequest) -> Picture:
         return draw(components, [[request]])[request.id]
 
-    return draw
+    return alone
