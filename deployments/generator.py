@@ -27,17 +27,17 @@ from deployments.storage.store import ObjectStore
 from deployments.tasks.image import ImageFields, ImageJob
 from deployments.tasks.model import ANONYMOUS, Output, Progress, Task
 from deployments.tasks.store import TaskStore
+from pipelines.canvas import BLANK, Canvas
 from pipelines.components import Components
 from pipelines.engine.request import (
     EngineEvent,
     EventKind,
     ImageResult,
     LoraUse,
-    Mask,
     Picture,
 )
 from pipelines.engine.worker import EngineWorker
-from pipelines.errors import ComputationFailed
+from pipelines.errors import ComputationFailed, RequestCanceled
 from pipelines.images import encode_image
 
 T = TypeVar("T")
@@ -141,7 +141,7 @@ class Generator:
         async with self._lora_files.worn(job.loras) as uses:
             results = await self._draw(job, call_id, loras=uses)
         encoded = await asyncio.to_thread(
-            lambda: [encoded_picture(job, i, result) for i, result in enumerate(results)]
+            lambda: [encoded_picture(job, i, result.picture) for i, result in results.items()]
         )
         return Generated(
             images=[data for data, _ in encoded],
@@ -174,22 +174,22 @@ class Generator:
 
     async def _run(self, job: Job) -> list[Output]:
         image_job = ImageJob.from_input(job.task.input, default_size=self._default_size)
-        size = (image_job.width, image_job.height)
-        init_image = await self._pictures.read(image_job.init_image_key, size)
-        mask = await self._pictures.read_mask(image_job.mask_image_key, size)
+        canvas = await self._pictures.canvas(image_job)
         states = await self._states.load(job.task, image_job.num_images)
         async with self._lora_files.worn(image_job.loras) as uses:
             results = await self._draw(
                 image_job,
                 f"{job.task.id}.{job.claim.fence}",
                 states=states,
-                init_image=init_image,
-                mask=mask,
+                canvas=canvas,
                 loras=uses,
                 job=job,
             )
+        if not results:  # interrupted before its first step
+            await self._store.cancel(job.task.id)
         started = time.monotonic()
-        outputs = await self._pictures.keep(image_job, job, results)
+        pictures = {index: result.picture for index, result in results.items()}
+        outputs = await self._pictures.keep(image_job, job, pictures)
         self._metrics.upload_s.observe(time.monotonic() - started)
         return outputs
 
@@ -198,13 +198,12 @@ class Generator:
         image_job: ImageJob,
         request_id: str,
         *,
-        init_image: Picture | None = None,
-        mask: Mask | None = None,
+        canvas: Canvas = BLANK,
         states: Sequence[bytes | None] = (),
         loras: tuple[LoraUse, ...] = (),
         job: Job | None = None,
-    ) -> list[ImageResult]:
-        """All pictures of one request; canceling this coroutine frees their rows."""
+    ) -> dict[int, ImageResult]:
+        """All pictures of one request, by index; canceling this coroutine frees their rows."""
         loop = asyncio.get_running_loop()
         tracker = StepTracker(image_job.num_images, shown=f"{request_id}.0")
 
@@ -216,8 +215,7 @@ class Generator:
 
         requests = image_job.requests(
             request_id,
-            init_image=init_image,
-            mask=mask,
+            canvas=canvas,
             loras=loras,
             priority=0 if job is None else job.task.priority,
         )
@@ -231,7 +229,7 @@ class Generator:
             for index, request in enumerate(requests)
         ]
         try:
-            results = await asyncio.gather(*futures)
+            results = await self._ended(futures, [request.id for request in requests], job)
         except BaseException as error:
             tracker.over = True
             if job is not None and self._draining and isinstance(error, asyncio.CancelledError):
@@ -242,11 +240,29 @@ class Generator:
             if isinstance(error, ComputationFailed):
                 await self._probe_device()
             raise
-        for result in results:
+        for result in results.values():
             self._metrics.prepare_s.observe(result.timing.prepare_s)
             self._metrics.denoise_s.observe(result.timing.denoise_s)
             self._metrics.decode_s.observe(result.timing.decode_s)
         return results
+
+    async def _ended(
+        self, futures: Sequence[asyncio.Future[ImageResult]], ids: list[str], job: Job | None
+    ) -> dict[int, ImageResult]:
+        """By index; without those of a hurried job that had not begun."""
+        if job is None:
+            return dict(enumerate(await asyncio.gather(*futures)))
+        hurry = asyncio.create_task(self._hurry(job, ids))
+        try:
+            results = await asyncio.gather(*(_unless_hurried(future, job) for future in futures))
+        finally:
+            hurry.cancel()
+        return {index: result for index, result in enumerate(results) if result is not None}
+
+    async def _hurry(self, job: Job, ids: list[str]) -> None:
+        await job.hurried.wait()
+        for request_id in ids:
+            self._engine.cancel(request_id, drawn=True)
 
     async def _probe_device(self) -> None:
         if not await asyncio.to_thread(computes, self._device):
@@ -304,6 +320,15 @@ class Generator:
             "pictures": stats.pictures_total,
             "default_size": self._default_size,
         }
+
+
+async def _unless_hurried(future: asyncio.Future[ImageResult], job: Job) -> ImageResult | None:
+    try:
+        return await future
+    except RequestCanceled:
+        if job.hurried.is_set():
+            return None
+        raise
 
 
 class GeneratorReplica(Generator):

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeVar
 
-import numpy as np
+from PIL import Image
 
 from deployments.log import get_logger
 from deployments.runner import Job
 from deployments.storage.store import ObjectStore, StorageUnavailable
 from deployments.tasks.image import ImageJob, output_key
 from deployments.tasks.model import Output
-from pipelines.engine.request import ImageResult, Mask, Picture
-from pipelines.images import decode_image, encode_image, fit_image, mask_of
+from pipelines.canvas import BLANK, Canvas, Placement, lay_out
+from pipelines.engine.request import Picture
+from pipelines.images import decode_image, encode_image
 
 T = TypeVar("T")
-Size = tuple[int, int]
-"""Width and height, pixels."""
 
 log = get_logger(__name__)
 
@@ -40,30 +40,28 @@ class Pictures:
         self._max_input_pixels = max_input_pixels
         self._decoders = asyncio.Semaphore(DECODERS)
 
-    async def read(self, key: str | None, size: Size) -> Picture | None:
-        """The stored picture, fitted to a size. Raises InvalidRequest for what is none."""
-        return None if key is None else await self._read(key, lambda data: self._decode(data, size))
-
-    async def read_mask(self, key: str | None, size: Size) -> Mask | None:
-        """As `read`, by brightness."""
-        if key is None:
-            return None
-        return await self._read(key, lambda data: mask_of(self._decode(data, size)))
-
-    async def _read(self, key: str, decode: Callable[[bytes], T]) -> T:
+    async def canvas(self, job: ImageJob) -> Canvas:
+        """What a job begins with. Raises InvalidRequest for files that are no pictures."""
+        if job.init_image_key is None:
+            return BLANK
         async with self._decoders:
-            data = await patiently(lambda: self._objects.get(key))
-            return await asyncio.to_thread(decode, data)
+            init = await patiently(functools.partial(self._objects.get, job.init_image_key))
+            mask = None
+            if job.mask_image_key is not None:
+                mask = await patiently(functools.partial(self._objects.get, job.mask_image_key))
+            return await asyncio.to_thread(self._lay_out, init, mask, job.placement)
 
-    def _decode(self, data: bytes, size: Size) -> Picture:
-        image = decode_image(data, max_pixels=self._max_input_pixels)
-        return np.asarray(fit_image(image, *size))
+    def _lay_out(self, init: bytes, mask: bytes | None, placement: Placement) -> Canvas:
+        return lay_out(self._decode(init), None if mask is None else self._decode(mask), placement)
 
-    async def keep(self, job: ImageJob, run: Job, results: list[ImageResult]) -> list[Output]:
+    def _decode(self, data: bytes) -> Image.Image:
+        return decode_image(data, max_pixels=self._max_input_pixels)
+
+    async def keep(self, job: ImageJob, run: Job, pictures: Mapping[int, Picture]) -> list[Output]:
         """Encode and upload under keys of this attempt alone."""
         keep = [
-            asyncio.create_task(self._keep_one(job, run, index, result))
-            for index, result in enumerate(results)
+            asyncio.create_task(self._keep_one(job, run, index, picture))
+            for index, picture in pictures.items()
         ]
         try:
             outputs = list(await asyncio.gather(*keep))
@@ -73,23 +71,25 @@ class Pictures:
                 upload.cancel()
         return outputs
 
-    async def _keep_one(self, job: ImageJob, run: Job, index: int, result: ImageResult) -> Output:
-        data, content_type = await asyncio.to_thread(encoded_picture, job, index, result)
+    async def _keep_one(self, job: ImageJob, run: Job, index: int, picture: Picture) -> Output:
+        data, content_type = await asyncio.to_thread(encoded_picture, job, index, picture)
+        height, width, _ = picture.shape
         extension = "jpg" if job.output_format == "jpeg" else job.output_format
         key = output_key(run.task.id, run.claim.fence, f"{index}.{extension}")
         await patiently(lambda: self._objects.put(key, data, content_type))
         return Output(
             key=key,
             content_type=content_type,
-            width=job.width,
-            height=job.height,
-            seed=job.seed + index,
+            width=width,
+            height=height,
+            seed=job.seeds(index)["Seed"],
         )
 
 
-def encoded_picture(job: ImageJob, index: int, result: ImageResult) -> tuple[bytes, str]:
+def encoded_picture(job: ImageJob, index: int, picture: Picture) -> tuple[bytes, str]:
     """The file of picture `index` and its content type."""
-    return encode_image(result.picture, job.output_format, job.parameters(index))
+    parameters, text = job.parameters(index), job.infotext(index)
+    return encode_image(picture, job.output_format, parameters, text=text)
 
 
 async def patiently(call: Callable[[], Awaitable[T]]) -> T:

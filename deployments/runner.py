@@ -54,6 +54,8 @@ class Job:
     """Nothing else may run here beside it."""
     watched: bool = False
     """Somebody listens to its events, so previews are worth their cost."""
+    hurried: asyncio.Event = field(default_factory=asyncio.Event)
+    """It is to end with what is there."""
     runner: asyncio.Task[None] | None = None
 
     @property
@@ -302,6 +304,8 @@ class TaskRunner:
         )
         for task_id, job in list(self._jobs.items()):
             job.watched = task_id in renewal.watched
+            if task_id in renewal.hurried:
+                job.hurried.set()
             if task_id in renewal.stale:
                 job.stop()
 

@@ -13,8 +13,9 @@ from typing import Any, Literal
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
-from pipelines.engine.request import Mask, Picture
+from pipelines.engine.request import Picture
 from pipelines.errors import InvalidImage
+from pipelines.infotext import write
 
 ImageFormat = Literal["png", "jpeg", "webp"]
 
@@ -125,13 +126,6 @@ def _decode(
         raise InvalidImage(field, f"{field} is damaged: {_shown(str(error))}") from error
 
 
-def fit_image(image: Image.Image, width: int, height: int) -> Image.Image:
-    """The whole image at exactly this size in pixels; its aspect ratio may change."""
-    if image.size == (width, height):
-        return image
-    return image.resize((width, height), Image.Resampling.LANCZOS)
-
-
 def cover_image(image: Image.Image, width: int, height: int) -> Image.Image:
     """Of the image as much of its middle as fills this size in pixels; its aspect ratio stays."""
     if image.size == (width, height):
@@ -139,35 +133,32 @@ def cover_image(image: Image.Image, width: int, height: int) -> Image.Image:
     return ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
 
 
-def mask_of(picture: Picture) -> Mask:
-    """A picture's brightness as a mask: white is repainted, black is kept."""
-    mask: Mask = picture.mean(axis=2).round().astype(np.uint8)
-    return mask
-
-
 def encode_image(
     picture: Picture,
     format: ImageFormat,  # noqa: A002 - Pillow's own word
     parameters: dict[str, Any] | None = None,
     *,
+    text: str | None = None,
     quality: int | None = None,
 ) -> tuple[bytes, str]:
     """A file of the picture and its content type.
 
     `quality` is 0 to 100, of JPEG and WebP; without it, one at which no difference is seen.
-    `parameters` (JSON values) go along: as `infotext` where other tools look for it, and whole for
-    `read_parameters`.
+    `parameters` (JSON values) go along: whole for `read_parameters`, and as `text`, by default
+    `infotext` of them, where other tools look for it.
     """
+    if parameters is not None and text is None:
+        text = infotext(parameters)
     image = Image.fromarray(picture)
     buffer = io.BytesIO()
     if format == "png":
-        image.save(buffer, "PNG", pnginfo=_png_text(parameters))
+        image.save(buffer, "PNG", pnginfo=_png_text(parameters, text))
     elif format == "jpeg":
         quality = 95 if quality is None else quality
-        image.save(buffer, "JPEG", quality=quality, subsampling=0, exif=_exif(parameters))
+        image.save(buffer, "JPEG", quality=quality, subsampling=0, exif=_exif(parameters, text))
     else:
         quality = 92 if quality is None else quality
-        image.save(buffer, "WEBP", quality=quality, exif=_exif(parameters))
+        image.save(buffer, "WEBP", quality=quality, exif=_exif(parameters, text))
     return buffer.getvalue(), CONTENT_TYPES[format]
 
 
@@ -188,13 +179,32 @@ def read_parameters(data: bytes) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
+def read_texts(data: bytes) -> dict[str, str]:
+    """What a file tells of itself, `parameters` first of all; empty for files that tell nothing."""
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            if isinstance(image, PngImagePlugin.PngImageFile):
+                image.load()  # texts may lie behind the pixels
+                return {key: str(value) for key, value in image.text.items()}
+            comment = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)
+    except Exception:
+        # As in decode_image: nothing that a stranger's file does is an error of ours.
+        return {}
+    if not isinstance(comment, bytes) or not comment.startswith(_UNICODE):
+        return {}
+    return {"parameters": _utf16(comment[len(_UNICODE) :])}
+
+
+def _utf16(data: bytes) -> str:
+    # programs differ in the order of bytes: Latin letters have their zero byte first in one of them
+    little = data[1::2].count(0) > data[::2].count(0)
+    return data.decode("utf-16-le" if little else "utf-16-be", "replace")
+
+
 def infotext(parameters: dict[str, Any]) -> str:
     """The parameters in the form that Stable Diffusion tools write and read."""
-    lines = [str(parameters.get("prompt", ""))]
-    if negative := parameters.get("negative_prompt"):
-        lines.append(f"Negative prompt: {negative}")
     width, height = parameters.get("width"), parameters.get("height")
-    pairs = {
+    labels = {
         "Steps": parameters.get("num_inference_steps"),
         "Sampler": parameters.get("scheduler"),
         "CFG scale": parameters.get("guidance_scale"),
@@ -204,8 +214,8 @@ def infotext(parameters: dict[str, Any]) -> str:
         "Denoising strength": parameters.get("strength"),
         "Version": "daguerre",
     }
-    lines.append(", ".join(f"{key}: {value}" for key, value in pairs.items() if value is not None))
-    return "\n".join(lines)
+    prompt, negative = str(parameters.get("prompt", "")), parameters.get("negative_prompt")
+    return write(prompt, str(negative or ""), labels)
 
 
 def _shown(text: str) -> str:
@@ -259,21 +269,21 @@ def _well_formed(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def _png_text(parameters: dict[str, Any] | None) -> PngImagePlugin.PngInfo | None:
-    if parameters is None:
+def _png_text(parameters: dict[str, Any] | None, text: str | None) -> PngImagePlugin.PngInfo | None:
+    if parameters is None or text is None:
         return None
     info = PngImagePlugin.PngInfo()
-    info.add_itxt("parameters", _well_formed(infotext(parameters)))
+    info.add_itxt("parameters", _well_formed(text))
     info.add_itxt("daguerre", json.dumps(parameters))
     return info
 
 
-def _exif(parameters: dict[str, Any] | None) -> bytes:
-    if parameters is None:
+def _exif(parameters: dict[str, Any] | None, text: str | None) -> bytes:
+    if parameters is None or text is None:
         return b""
     exif = Image.Exif()
     ours = _OURS + _well_formed(json.dumps(parameters, ensure_ascii=False)).encode()
-    comment = _UNICODE + _well_formed(infotext(parameters)).encode("utf-16-be")
+    comment = _UNICODE + _well_formed(text).encode("utf-16-be")
     block = exif.get_ifd(ExifTags.IFD.Exif)
     block[ExifTags.Base.MakerNote] = ours
     if len(ours) + len(comment) < _MAX_EXIF_BYTES:

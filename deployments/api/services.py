@@ -27,10 +27,12 @@ from deployments.loras.registry import LoraRegistry
 from deployments.storage.store import ObjectStore, StorageUnavailable
 from deployments.tasks.errors import StoreUnavailable, TaskNotFound
 from deployments.tasks.exchange import Page
-from deployments.tasks.image import INPUT_PREFIX, MIN_SIDE_PX, ImageFields, Size
+from deployments.tasks.image import INPUT_PREFIX, ImageFields
+from deployments.tasks.limit import MIN_SIDE_PX, Size
 from deployments.tasks.model import TERMINAL, Event, Kind, NewTask, Position, Status, Task
 from deployments.tasks.store import MAX_PAGE, TaskStore
 from deployments.tasks.training import Curve, training_prefix
+from deployments.tasks.webui import Metadata
 from pipelines.errors import InvalidRequest
 from pipelines.images import decode_data_url, decode_image
 
@@ -60,6 +62,10 @@ class Submission:
     delay_s: float = 0.0
     callback_url: str | None = None
     idempotency_key: str | None = None
+    metadata: Metadata | None = None
+    """What the pictures' metadata tell, in a dialect's words."""
+    client_id: str | None = None
+    """What the caller calls it."""
 
     def fingerprint(self, pictures: Mapping[str, str]) -> str:
         """Equal for equal requests: tells a repeated one from another one under the same key.
@@ -141,6 +147,7 @@ class Services:
         task_id, wanted = str(uuid.uuid4()), new.fields.named_loras(self.settings.limits)
         registry = self.loras.registry
         order = order.wearing(await registry.order(wanted, owner=owner, task_id=task_id))
+        order = order.named(new.metadata, new.client_id)
         sent = {"init_image": init, "mask_image": mask}
         pictures = {field: picture for field, picture in sent.items() if picture is not None}
         for picture in pictures.values():

@@ -10,7 +10,6 @@ from concurrent.futures import TimeoutError as NotYet
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from pydantic import ValidationError
 
 from deployments.cli.fault import CliFault, ExitCode
@@ -18,9 +17,10 @@ from deployments.cli.options import field_lines, load_settings
 from deployments.cli.progress import ProgressLine
 from deployments.tasks.image import ImageFields, ImageJob, ImageOrder
 from deployments.tasks.lora import NamedLora, OrderedLora
+from pipelines.canvas import BLANK, lay_out
 from pipelines.engine.request import EngineEvent, ImageRequest, ImageResult, LoraUse
 from pipelines.errors import DaguerreError, InvalidRequest, ModelError
-from pipelines.images import decode_image, encode_image, fit_image, mask_of
+from pipelines.images import decode_image, encode_image
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -74,14 +74,10 @@ def _draw(
         line.doing(f"loading model {name}")
         components = load(settings.models[name])
         job = job_of(order, components.default_size)
-        fitted = {
-            field: np.asarray(fit_image(image, job.width, job.height))
-            for field, image in images.items()
-        }
+        canvas = lay_out(init, images.get("mask_image"), job.placement) if init else BLANK
         requests = job.requests(
             "local",
-            init_image=fitted.get("init_image"),
-            mask=mask_of(fitted["mask_image"]) if "mask_image" in fitted else None,
+            canvas=canvas,
             loras=tuple(
                 LoraUse(Path(lora.key), lora.weight, lora.text_weight) for lora in job.loras
             ),

@@ -43,6 +43,7 @@ def new_id() -> str:
 
 
 def digest(*parts: str) -> str:
+    """A fixed-size name for any texts."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

@@ -27,10 +27,13 @@ class Beat:
 
 @dataclass(frozen=True)
 class Renewal:
-    """Ids whose claim is void (stop working on them), and ids somebody listens to."""
+    """Ids whose claim is void (stop working on them), that somebody listens to, and that are to
+    end with what is there.
+    """
 
     stale: frozenset[str]
     watched: frozenset[str]
+    hurried: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 import secrets
-from typing import Any, Literal, TypeVar
+from dataclasses import replace
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from configs.sampler import SUPPORTED_SCHEDULES, ScheduleName, SchedulerName
+from configs.sampler import ScheduleName, SchedulerName
 from configs.settings import LimitSettings, ModelSettings, Settings
 from deployments.tasks.field import Real, Text, Whole
-from deployments.tasks.lora import (
-    LoraEntry,
-    NamedLora,
-    OrderedLora,
-    named_loras,
-    without_tags,
+from deployments.tasks.limit import (
+    MIN_SIDE_PX,
+    SIDE_STEP_PX,
+    OutputFormat,
+    Size,
+    check_lengths,
+    check_within,
+    checked_blur,
+    checked_interval,
+    checked_schedule,
+    file_format,
+    fitted_size,
+    given_or,
 )
+from deployments.tasks.lora import LoraEntry, NamedLora, OrderedLora, named_loras, without_tags
 from deployments.tasks.model import Frozen
-from pipelines.engine.request import ImageRequest, LoraUse, Mask, Picture
+from deployments.tasks.webui import Metadata, WebuiFields
+from pipelines.canvas import BLANK, Canvas, MaskedContent, Placement, ResizeMode
+from pipelines.engine.request import ImageRequest, LoraUse
 from pipelines.errors import InvalidRequest
 
 MAX_SEED = 2**63 - 1
-MIN_SIDE_PX = 64
-SIDE_STEP_PX = 8
 
 INPUT_PREFIX = "inputs/"
 """Where pictures that clients sent lie in the object store; removed by age alone."""
@@ -33,17 +42,13 @@ STATE_PREFIX = "state/"
 """Where half-drawn pictures lie; removed when their task ends, and by age."""
 
 MAX_DEEP_CACHE = 10
+MAX_MASKED_PADDING_PX = 512
 MAX_CLIP_SKIP = 11
 """The text encoders of Stable Diffusion have 12 layers, of which one must be left."""
 
 _FINE = frozenset({"schedule", "eta", "prompt_weighting", "long_prompt", "clip_skip"})
-_FINE |= {"guidance_rescale", "guidance_interval", "deep_cache", "tiny_decode"}
+_FINE |= {"guidance_rescale", "guidance_interval", "deep_cache", "tiny_decode", "webui"}
 """Fields that stand in a picture's metadata only where they were used."""
-
-T = TypeVar("T")
-OutputFormat = Literal["png", "jpeg", "webp"]
-Size = tuple[int, int]
-"""Width and height, pixels."""
 
 
 def output_key(task_id: str, fence: int, name: str) -> str:
@@ -62,10 +67,14 @@ class ImageFields(BaseModel):
     prompt: Text = Field(description="What the picture shows. An empty string is allowed.")
     negative_prompt: Text | None = Field(None, description="What should not be in the picture.")
     width: Whole | None = Field(
-        None, description="Pixels, a multiple of 8. Text-to-image only. Default: the model's own."
+        None,
+        description="Pixels, a multiple of 8. Text-to-image, or with `resize_mode` or "
+        "`masked_padding`. Default: the model's own.",
     )
     height: Whole | None = Field(
-        None, description="Pixels, a multiple of 8. Text-to-image only. Default: the model's own."
+        None,
+        description="Pixels, a multiple of 8. Text-to-image, or with `resize_mode` or "
+        "`masked_padding`. Default: the model's own.",
     )
     num_images: Whole | None = Field(
         1, description="Pictures to draw: 1-10 (the upper limit is a setting)."
@@ -75,6 +84,26 @@ class ImageFields(BaseModel):
     )
     guidance_scale: Real | None = Field(
         None, description="How closely to follow the prompt; 7-12 is usual, 1 or less turns it off."
+    )
+    resize_mode: ResizeMode | None = Field(
+        None,
+        description="Image-to-image: bring the initial picture to width x height, cut off or with "
+        "borders drawn out if need be. Default: the size is the initial picture's own.",
+    )
+    mask_blur: tuple[Real, Real] | None = Field(
+        (0.0, 0.0), description="Inpainting: soften the mask, pixels of sigma across and down."
+    )
+    masked_padding: Whole | None = Field(
+        None,
+        ge=0,
+        le=MAX_MASKED_PADDING_PX,
+        description="Inpainting: draw only what is masked, and so many pixels around it, at width "
+        "x height, and put it back into the initial picture. Default: all of it is drawn.",
+    )
+    masked_content: MaskedContent | None = Field(
+        "original",
+        description="Inpainting: what stands under the mask at first; `fill`: colours "
+        "from around it.",
     )
     strength: Real | None = Field(
         None, description="Image-to-image only, 0.0-1.0: how much to change the initial picture."
@@ -118,6 +147,11 @@ class ImageFields(BaseModel):
     tiny_decode: bool | None = Field(
         False, description="Decode with the model's tiny VAE: quicker, coarser."
     )
+    webui: WebuiFields | None = Field(
+        None,
+        description="Draw as the A1111 web UI does, with one of its samplers and its prompt "
+        "language. Goes before `scheduler` and `schedule`.",
+    )
     lora: list[LoraEntry] | None = Field(
         None,
         description="LoRAs to wear, besides those that the prompt names as `<lora:name:weight>`.",
@@ -143,25 +177,32 @@ class ImageFields(BaseModel):
         looked up. Raises InvalidRequest naming field, limit and value.
         """
         preset, limits = settings.models[model], settings.limits
-        num_images = _or(self.num_images, 1)
-        steps = _or(self.num_inference_steps, preset.num_inference_steps)
-        guidance = _or(self.guidance_scale, preset.guidance_scale)
-        strength = _or(self.strength, preset.strength)
-        seed = _or(self.seed, secrets.randbits(32))
-        _short(limits, prompt=self.prompt, negative_prompt=self.negative_prompt or "")
-        _within("num_images", num_images, 1, limits.max_images)
-        _within("num_inference_steps", steps, 1, limits.max_steps)
-        _within("guidance_scale", guidance, 0, limits.max_guidance_scale)
-        _within("strength", strength, 0, 1)
-        _within("seed", seed, 0, MAX_SEED - (num_images - 1))
-        interval = _interval(_or(self.guidance_interval, (0.0, 1.0)))
+        num_images = given_or(self.num_images, 1)
+        steps = given_or(self.num_inference_steps, preset.num_inference_steps)
+        guidance = given_or(self.guidance_scale, preset.guidance_scale)
+        strength = given_or(self.strength, preset.strength)
+        seed = given_or(self.seed, secrets.randbits(32))
+        check_lengths(limits, prompt=self.prompt, negative_prompt=self.negative_prompt or "")
+        check_within("num_images", num_images, 1, limits.max_images)
+        check_within("num_inference_steps", steps, 1, limits.max_steps)
+        check_within("guidance_scale", guidance, 0, limits.max_guidance_scale)
+        check_within("strength", strength, 0, 1)
+        check_within("seed", seed, 0, MAX_SEED - (num_images - 1))
+        interval = checked_interval(given_or(self.guidance_interval, (0.0, 1.0)))
         if mask_key is not None and init_image is None:
             raise InvalidRequest("mask_image", "mask_image needs an init_image, given none")
+        latent = self.resize_mode == "latent" or self.masked_content in ("noise", "nothing")
+        if latent and self.webui is None:
+            raise InvalidRequest(
+                "webui", "webui must be given for resize_mode latent and masked_content of latents"
+            )
         if self.tiny_decode and preset.tiny_vae is None:
             raise InvalidRequest("tiny_decode", f"tiny_decode: {model} has no tiny VAE, given true")
         scheduler = self.scheduler or preset.scheduler
         key, size = init_image or (None, None)
-        width, height = _init_size(size, limits) if size else self._size(preset, limits)
+        placed = self.resize_mode is not None or self.masked_padding is not None
+        own = fitted_size(size, limits) if size and not placed else None
+        width, height = own or self._size(preset, limits)
         return ImageOrder(
             prompt=self.prompt,
             negative_prompt=self.negative_prompt or "",
@@ -175,25 +216,30 @@ class ImageFields(BaseModel):
             init_image_key=key,
             mask_image_key=mask_key,
             strength=strength,
-            schedule=_schedule(_or(self.schedule, "default"), scheduler),
-            eta=_or(self.eta, 0.0),
-            prompt_weighting=_or(self.prompt_weighting, False),
-            long_prompt=_or(self.long_prompt, False),
-            clip_skip=_or(self.clip_skip, 0),
-            guidance_rescale=_or(self.guidance_rescale, 0.0),
+            resize_mode=given_or(self.resize_mode, "stretch"),
+            mask_blur=checked_blur(given_or(self.mask_blur, (0.0, 0.0))),
+            masked_padding=self.masked_padding if mask_key else None,
+            masked_content=given_or(self.masked_content, "original"),
+            schedule=checked_schedule(given_or(self.schedule, "default"), scheduler),
+            eta=given_or(self.eta, 0.0),
+            prompt_weighting=given_or(self.prompt_weighting, False),
+            long_prompt=given_or(self.long_prompt, False),
+            clip_skip=given_or(self.clip_skip, 0),
+            guidance_rescale=given_or(self.guidance_rescale, 0.0),
             guidance_interval=interval,
-            deep_cache=_or(self.deep_cache, 1),
-            tiny_decode=_or(self.tiny_decode, False),
-            output_format=_format(self.output_format),
+            deep_cache=given_or(self.deep_cache, 1),
+            tiny_decode=given_or(self.tiny_decode, False),
+            webui=self.webui and self.webui.resolved(),
+            output_format=file_format(self.output_format),
             model=model,
         )
 
     def _size(self, preset: ModelSettings, limits: LimitSettings) -> tuple[int | None, int | None]:
-        width, height = _or(self.width, preset.width), _or(self.height, preset.height)
+        width, height = given_or(self.width, preset.width), given_or(self.height, preset.height)
         for field, side in (("width", width), ("height", height)):
             if side is None:
                 continue
-            _within(field, side, MIN_SIDE_PX, limits.max_side_px)
+            check_within(field, side, MIN_SIDE_PX, limits.max_side_px)
             if side % SIDE_STEP_PX:
                 raise InvalidRequest(
                     field, f"{field} must be a multiple of {SIDE_STEP_PX}, given {side}"
@@ -223,6 +269,10 @@ class ImageOrder(Frozen):
     seed: int = Field(ge=0, le=MAX_SEED, description="Of picture 0; picture i has seed + i.")
     init_image_key: str | None = None
     mask_image_key: str | None = None
+    resize_mode: ResizeMode = "stretch"
+    mask_blur: tuple[float, float] = (0.0, 0.0)
+    masked_padding: int | None = None
+    masked_content: MaskedContent = "original"
     schedule: ScheduleName = "default"
     eta: float = Field(0.0, ge=0, le=1)
     prompt_weighting: bool = False
@@ -232,14 +282,33 @@ class ImageOrder(Frozen):
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     deep_cache: int = Field(1, ge=1, le=MAX_DEEP_CACHE)
     tiny_decode: bool = False
+    webui: WebuiFields | None = None
     loras: tuple[OrderedLora, ...] = ()
     strength: float = Field(0.75, ge=0, le=1, description="Used with an initial picture only.")
     output_format: OutputFormat = "png"
     model: str
+    metadata: Metadata | None = None
+    client_id: str | None = Field(None, description="What its caller calls it.")
 
     def wearing(self, loras: tuple[OrderedLora, ...]) -> ImageOrder:
         """With these, which are `ImageFields.named_loras` looked up."""
         return self.model_copy(update={"loras": loras})
+
+    def named(self, metadata: Metadata | None, client_id: str | None) -> ImageOrder:
+        """With what a dialect's caller calls it and wants to read of it."""
+        return self.model_copy(update={"metadata": metadata, "client_id": client_id})
+
+    def seeds(self, index: int) -> dict[str, int]:
+        """Of picture `index`, by their labels in metadata."""
+        if self.webui is None or not self.webui.variation_strength:
+            return {"Seed": self.seed + index}
+        return {"Seed": self.seed, "Variation seed": self.webui.varied(index).variation_seed or 0}
+
+    def infotext(self, index: int) -> str | None:
+        """How picture `index` is told of in the words of `metadata`; None without them."""
+        if self.metadata is None:
+            return None
+        return self.metadata.text(self.seeds(index))
 
 
 class ImageJob(ImageOrder):
@@ -265,8 +334,7 @@ class ImageJob(ImageOrder):
         self,
         prefix: str,
         *,
-        init_image: Picture | None = None,
-        mask: Mask | None = None,
+        canvas: Canvas = BLANK,
         loras: tuple[LoraUse, ...] = (),
         priority: int = 0,
     ) -> list[ImageRequest]:
@@ -274,7 +342,7 @@ class ImageJob(ImageOrder):
 
         `loras` are the files of the order's LoRAs.
         """
-        return [
+        requests = [
             ImageRequest(
                 id=f"{prefix}.{index}",
                 prompt=without_tags(self.prompt),
@@ -285,8 +353,10 @@ class ImageJob(ImageOrder):
                 guidance_scale=self.guidance_scale,
                 scheduler=self.scheduler,
                 seed=self.seed + index,
-                init_image=init_image,
-                mask=mask,
+                init_image=canvas.init_image,
+                mask=canvas.mask,
+                masked_content=canvas.masked_content,
+                overlay=canvas.overlay,
                 strength=self.strength,
                 schedule=self.schedule,
                 eta=self.eta,
@@ -302,81 +372,34 @@ class ImageJob(ImageOrder):
             )
             for index in range(self.num_images)
         ]
+        if self.webui is None:
+            return requests
+        own = [
+            self.webui.request_fields(i, self.seeds(i)["Seed"], self.clip_skip)
+            for i in range(self.num_images)
+        ]
+        return [replace(request, **fields) for request, fields in zip(requests, own, strict=True)]
+
+    @property
+    def placement(self) -> Placement:
+        """How the initial picture comes to this job's size."""
+        return Placement(
+            width=self.width,
+            height=self.height,
+            resize_mode=self.resize_mode,
+            mask_blur=self.mask_blur,
+            masked_padding=self.masked_padding,
+            masked_content=self.masked_content,
+        )
 
     def parameters(self, index: int) -> dict[str, Any]:
         """What drew picture `index`, for the file's metadata: a call with these draws it again."""
         kept = {"prompt", "negative_prompt", "width", "height", "num_inference_steps"}
         kept |= {"guidance_scale", "scheduler", "model"}
-        values = self.model_dump(include=kept) | {"seed": self.seed + index}
+        values = self.model_dump(include=kept) | {"seed": self.seeds(index)["Seed"]}
         values |= self.model_dump(include=set(_FINE), exclude_defaults=True, mode="json")
+        if self.webui is not None:
+            values["webui"] = self.webui.varied(index).model_dump(exclude_defaults=True)
         if entries := [lora.entry() for lora in self.loras if not lora.tagged]:
             values["lora"] = entries
         return values | {"strength": self.strength} if self.init_image_key else values
-
-
-def _or(value: T | None, default: T) -> T:
-    return default if value is None else value
-
-
-def _format(given: str | None) -> OutputFormat:
-    formats: dict[str | None, OutputFormat] = {
-        None: "png",
-        "png": "png",
-        "jpg": "jpeg",
-        "jpeg": "jpeg",
-        "webp": "webp",
-    }
-    return formats[given]
-
-
-def _short(limits: LimitSettings, **texts: str) -> None:
-    for field, text in texts.items():
-        if len(text) > limits.max_prompt_chars:
-            raise InvalidRequest(
-                field,
-                f"{field} must be at most {limits.max_prompt_chars} characters, given {len(text)}",
-            )
-
-
-def _within(field: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise InvalidRequest(field, f"{field} must be {low} to {high}, given {str(value)[:40]}")
-
-
-def _schedule(given: ScheduleName, scheduler: SchedulerName) -> ScheduleName:
-    if given not in (known := SUPPORTED_SCHEDULES[scheduler]):
-        raise InvalidRequest(
-            "schedule",
-            f"schedule must be one of {', '.join(known)} for {scheduler}, given {given}",
-        )
-    return given
-
-
-def _interval(given: tuple[float, float]) -> tuple[float, float]:
-    begin, end = given
-    if not 0 <= begin <= end <= 1:
-        raise InvalidRequest(
-            "guidance_interval",
-            f"guidance_interval must be two rising numbers of 0 to 1, given {begin}, {end}",
-        )
-    return given
-
-
-def _init_size(size: Size, limits: LimitSettings) -> Size:
-    """The initial picture's size brought under the limits, aspect ratio kept, sides rounded down
-    to a multiple of 8.
-    """
-    width, height = size
-    scale = min(
-        1.0,
-        limits.max_side_px / max(width, height),
-        (limits.max_pixels / (width * height)) ** 0.5,
-    )
-    fitted = tuple(int(side * scale) // SIDE_STEP_PX * SIDE_STEP_PX for side in size)
-    if min(fitted) < MIN_SIDE_PX:
-        raise InvalidRequest(
-            "init_image",
-            f"init_image must be at least {MIN_SIDE_PX} x {MIN_SIDE_PX} pixels after it is scaled "
-            f"to at most {limits.max_side_px} a side, given {width} x {height}",
-        )
-    return fitted[0], fitted[1]

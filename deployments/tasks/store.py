@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 
 from configs.settings import TaskSettings
 from deployments.tasks.argument import beaten, claimed, digest, new_id, refuse, us
+from deployments.tasks.caller import CallerStore
 from deployments.tasks.errors import IdempotencyConflict, QueueFull, TaskNotFound
 from deployments.tasks.exchange import Beat, CallbackJob, Page, Renewal, WorkerInfo
 from deployments.tasks.model import (
@@ -67,6 +68,7 @@ class TaskStore:
         self._max_queue = max_queue
         self._script = Script(commands, settings.key_prefix, script_text())
         self._run = self._script.__call__
+        self.callers = CallerStore(commands, self._script.key)
 
     @classmethod
     def connect(cls, url: str, settings: TaskSettings, *, max_queue: int) -> TaskStore:
@@ -231,10 +233,11 @@ class TaskStore:
         _, words = await self._run(
             "renew", beats=[beaten(beat) for beat in beats], lease=self._terms()["lease"]
         )
-        by_word: dict[bytes, set[str]] = {b"stale": set(), b"watched": set(), b"ok": set()}
+        by_word: dict[bytes, set[str]] = {}
         for beat, word in zip(beats, words, strict=True):
-            by_word[word].add(beat.claim.task_id)
-        return Renewal(frozenset(by_word[b"stale"]), frozenset(by_word[b"watched"]))
+            by_word.setdefault(word, set()).add(beat.claim.task_id)
+        found = (by_word.get(word, ()) for word in (b"stale", b"watched", b"hurried"))
+        return Renewal(*map(frozenset, found))
 
     async def preview(self, claim: Claim, jpeg: bytes) -> bool:
         """Show an unfinished picture to whoever listens; only the newest is kept."""

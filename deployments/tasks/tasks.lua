@@ -15,6 +15,7 @@
 -- ended           zset of ended ids by end, for the expiry; all:<status>:<kind> and
 --                 own:<status>:<kind>:<owner> zsets by creation (`*` = any), for listings
 -- events:<id>     stream; watch:<id> someone reads it; wake:<q> one-entry stream, grows with work
+-- hurry:<id>      it is to end with what is there; options:<owner> hash, see caller.py
 -- idem:<digest>   hash task, fingerprint; tomb:<id> last fence of a deleted task
 -- callbacks       zset of task ids by next try; callback:<id> hash
 -- replay:<rid>    what a call answered, for its repetition
@@ -701,6 +702,7 @@ local function renew(beat)
   end
   set(h, changes)
   call('ZADD', P .. 'running:' .. h.queue, h.lease, h.id)
+  if call('EXISTS', P .. 'hurry:' .. h.id) == 1 then return 'hurried' end
   return watched and 'watched' or 'ok'
 end
 

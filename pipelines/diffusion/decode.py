@@ -25,7 +25,7 @@ def decode(parts: Components, states: Sequence[ImageState]) -> list[Picture]:
         alike = [i for i, state in enumerate(states) if state.request.tiny_decode is tiny]
         if not alike:
             continue
-        latents = torch.cat([states[i].sampler.latents for i in alike])
+        latents = torch.cat([_final(states[i]) for i in alike])
         tiling = states[0].request.tiling
         drawn, finite = decode_latents(parts, latents, tiny=tiny, tiling=tiling)
         pictures |= zip(alike, drawn, strict=True)
@@ -35,13 +35,16 @@ def decode(parts: Components, states: Sequence[ImageState]) -> list[Picture]:
     return _pasted(states, [pictures[i] for i in range(len(states))])
 
 
+def _final(state: ImageState) -> torch.Tensor:
+    return state.expected if state.cut_short else state.sampler.latents
+
+
 def preview(parts: Components, states: Sequence[ImageState]) -> list[Picture]:
     """What the pictures are expected to become, by the tiny VAE if there is one.
 
     Changes no state.
     """
-    samplers = [state.sampler for state in states]
-    latents = [sampler.latents if sampler.x0 is None else sampler.x0 for sampler in samplers]
+    latents = [state.expected for state in states]
     tiny = parts.tiny_vae is not None
     tiling = states[0].request.tiling
     drawn, _ = decode_latents(parts, torch.cat(latents), tiny=tiny, tiling=tiling)

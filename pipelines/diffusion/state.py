@@ -70,10 +70,17 @@ class ImageState:
     the unconditional row's, where it had one, then the conditionals'; None once of no use."""
     error: Exception | None = None
     """Why this request, and only it, has failed."""
+    cut_short: bool = False
+    """No more steps are wanted: the picture is what it is expected to become by now."""
 
     @property
     def done(self) -> bool:
-        return self.step_index >= self.steps
+        return self.cut_short or self.step_index >= self.steps
+
+    @property
+    def expected(self) -> torch.Tensor:
+        """Latents of what the picture is to become; the sampler's own where it cannot tell."""
+        return self.sampler.latents if self.sampler.x0 is None else self.sampler.x0
 
     @property
     def steps(self) -> int:

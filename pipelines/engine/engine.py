@@ -71,7 +71,8 @@ class Engine:
         self._jobs: dict[str, Job] = {}
         self._decoding: dict[str, Job] = {}
         """Denoised, in the order of finishing; a subset of the jobs."""
-        self._canceled: set[str] = set()
+        self._ending: dict[str, bool] = {}
+        """Requests that are canceled, and whether with what is drawn."""
         self._previews: dict[str, None] = {}
         """Requests of which a preview is wanted, oldest wish first."""
 
@@ -82,7 +83,7 @@ class Engine:
     @property
     def stalled(self) -> bool:
         """Whether files are being read for all that there is: a step would do nothing."""
-        return bool(self._jobs) and len(self._jobs) == self.loader.stuck and not self._canceled
+        return bool(self._jobs) and len(self._jobs) == self.loader.stuck and not self._ending
 
     @property
     def decoding(self) -> int:
@@ -109,10 +110,12 @@ class Engine:
         key, rows = self.diffusion.batch_key(request), row_count(self.components, request)
         self.scheduler.add(Ticket(request.id, key, rows, request.priority, request.deep_cache))
 
-    def cancel(self, request_id: str) -> None:
-        """Ends a request at the next step, before any more rows are run for it."""
+    def cancel(self, request_id: str, *, drawn: bool = False) -> None:
+        """Ends a request at the next step, before any more rows are run for it; with `drawn`, if it
+        has made a step, with the picture that it is to become by then.
+        """
         if request_id in self._jobs:
-            self._canceled.add(request_id)
+            self._ending[request_id] = drawn and self._ending.get(request_id, True)
 
     def want_preview(self, request_id: str) -> None:
         """One PREVIEW event at the end of a coming step; nothing for a request already denoised."""
@@ -141,11 +144,14 @@ class Engine:
     # --- the parts of a step ---------------------------------------------------------------
 
     def _drop_canceled(self) -> None:
-        canceled, self._canceled = self._canceled, set()
-        for request_id in canceled & self._jobs.keys():
-            self._fail(
-                self._jobs[request_id], RequestCanceled(f"request {request_id} was canceled")
-            )
+        ending, self._ending = self._ending, {}
+        for request_id in ending.keys() & self._jobs.keys():
+            job = self._jobs[request_id]
+            if not ending[request_id] or job.state is None or not job.state.step_index:
+                self._fail(job, RequestCanceled(f"request {request_id} was canceled"))
+            elif request_id not in self._decoding:
+                job.state.cut_short = True
+                self._after_step(job)
 
     def _enter_loaded(self) -> None:
         """Requests whose files are loaded by now join those that wait for rows."""

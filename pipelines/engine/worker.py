@@ -112,14 +112,16 @@ class EngineWorker:
                 self._wake.notify()
         return future
 
-    def cancel(self, request_id: str) -> None:
-        """Ends a request at the next step boundary; its future gets RequestCanceled."""
+    def cancel(self, request_id: str, *, drawn: bool = False) -> None:
+        """Ends a request at the next step boundary; its future gets RequestCanceled, or with
+        `drawn` what is drawn by then, if that is anything and nobody waits for all of it.
+        """
         with self._wake:
             if request_id not in self._clients:
                 return
             leader = self._twins.leader(request_id)
             if self._twins.leave(request_id):
-                self._asked.append(lambda: self._engine.cancel(leader))
+                self._asked.append(lambda: self._engine.cancel(leader, drawn=drawn))
                 self._wake.notify()
                 return
             client = self._clients.pop(request_id)

@@ -10,7 +10,7 @@ from PIL import Image, ImageChops
 from configs.settings import LimitSettings
 from deployments.api.openai.errors import Refusal
 from deployments.api.openai.form import Sent
-from deployments.tasks.image import MIN_SIDE_PX, OutputFormat, Size
+from deployments.tasks.limit import MIN_SIDE_PX, OutputFormat, Size
 from pipelines.images import (
     cover_image,
     decode_image,

@@ -15,7 +15,8 @@ from deployments.api.openai import examples
 from deployments.api.openai.errors import Refusal
 from deployments.api.services import Submission
 from deployments.tasks.field import Real, Text, Whole
-from deployments.tasks.image import ImageFields, OutputFormat, Size
+from deployments.tasks.image import ImageFields
+from deployments.tasks.limit import OutputFormat, Size
 from deployments.tasks.lora import LoraEntry
 
 MAX_PARTIAL_IMAGES = 3

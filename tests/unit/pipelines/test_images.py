@@ -20,7 +20,6 @@ from pipelines.images import (
     decode_image,
     decode_opacity,
     encode_image,
-    fit_image,
     infotext,
     read_parameters,
 )
@@ -274,12 +273,6 @@ def test_cover_image_keeps_the_middle_and_its_proportions():
     assert inside.getcolors() == [(16 * 32, (0, 0, 0))]
     assert covered.getpixel((0, 16)) < (128, 128, 128)
     assert cover_image(image, 40, 16) is image
-
-
-def test_fit_image_gives_exactly_the_size_asked_for():
-    image = Image.fromarray(picture(40, 20))
-    assert fit_image(image, 64, 64).size == (64, 64)
-    assert fit_image(image, 40, 20) is image
 
 
 # --- decode_data_url

@@ -288,3 +288,44 @@ def test_pictures_through_the_thread_do_not_depend_on_who_came_with_them(
     beside = worker.submit(make_request(**fields)).result(PATIENCE_S).picture
     assert np.abs(alone.astype(int) - beside.astype(int)).max() <= 1
     assert all(isinstance(ending(future), ImageResult) for future in crowd)
+
+
+def test_a_request_ended_early_gives_the_picture_that_it_was_to_become(
+    worker: EngineWorker, make_request: MakeRequest
+) -> None:
+    stepped = threading.Event()
+
+    def listen(event: EngineEvent) -> None:
+        if event.step >= 2:
+            stepped.set()
+
+    long, short = make_request(num_inference_steps=500, seed=1), make_request(seed=2)
+    future, other = worker.submit(long, listen), worker.submit(short)
+    assert stepped.wait(PATIENCE_S)
+    worker.cancel(long.id, drawn=True)
+    picture = future.result(PATIENCE_S).picture
+    assert picture.shape == (long.height, long.width, 3)
+    assert picture.std() > 0
+    assert isinstance(ending(other), ImageResult)
+
+
+def test_a_picture_that_another_waits_for_is_not_cut_short(
+    worker: EngineWorker, make_request: MakeRequest
+) -> None:
+    events: list[EngineEvent] = []
+    mine, other = (make_request(num_inference_steps=20, seed=7) for _ in range(2))
+    future, whole = worker.submit(mine), worker.submit(other, events.append)
+    worker.cancel(mine.id, drawn=True)
+    assert isinstance(ending(future), RequestCanceled)
+    assert isinstance(ending(whole), ImageResult)
+    assert max(event.step for event in events) == 20
+
+
+def test_what_made_no_step_has_nothing_to_give(sd: Components, make_request: MakeRequest) -> None:
+    worker = EngineWorker(sd)
+    request = make_request()
+    future = worker.submit(request)
+    worker.cancel(request.id, drawn=True)
+    worker.start()
+    assert isinstance(ending(future), RequestCanceled)
+    worker.stop()

@@ -1,0 +1,50 @@
+"""What is kept of a caller beside its tasks, and what a caller asks of a running task."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+from redis.asyncio import Redis
+
+from deployments.tasks.argument import digest
+from deployments.tasks.script import store_errors
+
+HURRY_TTL_S = 60.0
+
+
+class CallerStore:
+    """Every method may raise StoreUnavailable, within seconds; repeating one is safe."""
+
+    def __init__(self, commands: Redis, key: Callable[[str], str]) -> None:
+        self._commands = commands
+        self._key = key
+
+    async def options(self, owner: str) -> dict[str, Any]:
+        """What `set_options` kept of an owner."""
+        async with store_errors():
+            found = await self._commands.hgetall(self._key(f"options:{owner}"))
+        values = cast("dict[bytes, bytes]", found)
+        return {name.decode(): json.loads(value) for name, value in values.items()}
+
+    async def set_options(self, owner: str, changes: Mapping[str, Any]) -> None:
+        """Keep JSON values by name; those that are not named stay."""
+        if not changes:
+            return
+        values: dict[Any, Any] = {name: json.dumps(value) for name, value in changes.items()}
+        async with store_errors():
+            await self._commands.hset(self._key(f"options:{owner}"), mapping=values)
+
+    async def hurry(self, task_id: str) -> None:
+        """Have whoever runs the task end it with what is there, within HURRY_TTL_S."""
+        async with store_errors():
+            key = self._key(f"hurry:{task_id}")
+            await self._commands.set(key, 1, px=int(HURRY_TTL_S * 1000))
+
+    async def task_id(self, owner: str, idempotency_key: str) -> str | None:
+        """The task that was made with the key."""
+        name = f"idem:{digest(owner, idempotency_key)}"
+        async with store_errors():
+            found = cast("bytes | None", await self._commands.hget(self._key(name), "task"))
+        return found.decode() if found else None

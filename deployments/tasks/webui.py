@@ -1,0 +1,102 @@
+"""What the A1111 web UI knows and other programs do not: an order may be drawn its way."""
+
+from __future__ import annotations
+
+import math
+import secrets
+from typing import Any
+
+from pydantic import Field, field_validator
+
+from deployments.tasks.field import Real, Whole
+from deployments.tasks.model import Frozen
+from pipelines.infotext import write
+from pipelines.webui.sampler import AUTOMATIC, WEBUI_SCHEDULERS
+from pipelines.webui.table import DRAWN_SAMPLERS
+
+MAX_SEED_SIDE_PX = 4096
+
+
+class WebuiFields(Frozen):
+    """The picture is that of the web UI: its samplers, noise levels, seeds and prompt language."""
+
+    sampler: str = Field(description="By its name in the web UI, such as `DPM++ 2M`.")
+    scheduler: str = Field(AUTOMATIC, description="By its label there.")
+    s_churn: Real = Field(0.0, ge=0)
+    s_tmin: Real = Field(0.0, ge=0)
+    s_tmax: Real = Field(0.0, ge=0, description="0: no end.")
+    s_noise: Real = Field(1.0, ge=0)
+    s_min_uncond: Real = Field(0.0, ge=0)
+    variation_seed: Whole | None = Field(
+        None, ge=0, le=2**63 - 1, description="Default: a random one."
+    )
+    variation_strength: Real = Field(
+        0.0, ge=0, le=1, description="Above 0 all pictures have one seed, and variation seed + i."
+    )
+    seed_resize: tuple[Whole, Whole] | None = Field(
+        None, description="Pixels that the first noise is drawn for."
+    )
+    eta_noise_seed_delta: Whole = Field(0, ge=-(2**31), le=2**31)
+    noise_multiplier: Real = Field(1.0, ge=0)
+    exact_steps: bool = False
+
+    @field_validator("sampler")
+    @classmethod
+    def _sampler_is_known(cls, value: str) -> str:
+        if value not in DRAWN_SAMPLERS:
+            raise ValueError(f"must be one of {', '.join(DRAWN_SAMPLERS)}")
+        return value
+
+    @field_validator("scheduler")
+    @classmethod
+    def _scheduler_is_known(cls, value: str) -> str:
+        known = [one.label for one in WEBUI_SCHEDULERS]
+        if value not in known:
+            raise ValueError(f"must be one of {', '.join(known)}")
+        return value
+
+    @field_validator("seed_resize")
+    @classmethod
+    def _sides_are_pixels(cls, value: tuple[int, int] | None) -> tuple[int, int] | None:
+        if value and not all(8 <= side <= MAX_SEED_SIDE_PX for side in value):
+            raise ValueError(f"must be two numbers of 8 to {MAX_SEED_SIDE_PX}")
+        return value
+
+    def resolved(self) -> WebuiFields:
+        """With a variation seed, if one is needed."""
+        if self.variation_seed is not None or not self.variation_strength:
+            return self
+        return self.model_copy(update={"variation_seed": secrets.randbits(32)})
+
+    def varied(self, index: int) -> WebuiFields:
+        """As picture `index` alone has it."""
+        if self.variation_seed is None or not self.variation_strength:
+            return self
+        return self.model_copy(update={"variation_seed": self.variation_seed + index})
+
+    def request_fields(self, index: int, seed: int, clip_skip: int) -> dict[str, Any]:
+        """Fields of picture `index`'s ImageRequest, in place of those that the order has itself."""
+        own = self.varied(index)
+        return own.model_dump(exclude={"sampler", "scheduler"}) | {
+            "scheduler": self.sampler,
+            "schedule": self.scheduler,
+            "seed": seed,
+            "variation_seed": own.variation_seed or 0,
+            "s_tmax": self.s_tmax or math.inf,
+            "prompt_editing": True,
+            "prompt_weighting": True,
+            "long_prompt": True,
+            "negative_clip_skip": clip_skip,
+        }
+
+
+class Metadata(Frozen):
+    """What a picture's metadata tell, in the words of another program."""
+
+    prompt: str
+    negative_prompt: str = ""
+    labels: dict[str, Any] = Field(description="In their order; `Seed` is each picture's own.")
+
+    def text(self, seeds: dict[str, int]) -> str:
+        """All of it, with these labels' values."""
+        return write(self.prompt, self.negative_prompt, self.labels | seeds)
