@@ -34,6 +34,8 @@ from configs.sampler import SchedulerName
 
 EMBEDDED_MODEL = Path(__file__).resolve().parent.parent / "pipelines" / "embedded"
 
+STYLES_FILE = Path(__file__).resolve().parent / "styles.csv"
+
 _config_file: ContextVar[Path | None] = ContextVar("config_file", default=None)
 
 WebAddress = Annotated[str, StringConstraints(pattern=r"^https?://[^\s/?#@]+(/[^\s?#]*)?$")]
@@ -314,6 +316,11 @@ class Settings(BaseSettings):
     tasks: TaskSettings = TaskSettings()
     callbacks: CallbackSettings = CallbackSettings()
     training: TrainingSettings = TrainingSettings()
+    styles_file: Path = Field(
+        STYLES_FILE,
+        description="Styles that requests of the web UI's API may name: a CSV file of the columns "
+        "name, prompt (with its place, `{prompt}`, or put behind) and negative_prompt.",
+    )
     ingress_replicas: int = Field(1, ge=1)
     ingress_num_cpus: float = Field(0.1, ge=0)
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"

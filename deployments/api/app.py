@@ -23,6 +23,9 @@ from deployments.api.native import loras, routes, training
 from deployments.api.openai import routes as openai
 from deployments.api.openai.errors import worded
 from deployments.api.openapi import DocumentedApp
+from deployments.api.sdapi import error as sdapi_error
+from deployments.api.sdapi import lists as sdapi_lists
+from deployments.api.sdapi import routes as sdapi
 from deployments.api.services import Services
 from deployments.api.upkeep import Upkeep
 from deployments.callbacks import CallbackSender
@@ -42,7 +45,11 @@ Pictures from prompts and from pictures. A request creates a task; the task is a
 watched, or calls back.
 """
 
-WORDINGS: dict[str, errors.Wording] = {openai.PREFIX: worded}
+WORDINGS: dict[str, errors.Wording] = {
+    openai.PREFIX: worded,
+    "/sdapi/": sdapi_error.word,
+    "/internal/": sdapi_error.word,
+}
 """Of the dialects other than the native, by the paths that are theirs."""
 
 
@@ -81,11 +88,14 @@ def create_app(
         for module in (gallery_models, gallery_tasks)
         for router in (module.router, module.train_router)
     ]
-    for keyed in (routes.router, loras.router, loras.upload_router, *trained, *gallery):
+    web_ui = (sdapi.router, sdapi.internal_router, sdapi_lists.router)
+    lora_routers = (loras.router, loras.upload_router)
+    for keyed in (routes.router, *lora_routers, *trained, *gallery, *web_ui):
         app.include_router(keyed, dependencies=[Security(key)] if auth.required else [])
     bearer = HTTPBearer(scheme_name="Bearer", auto_error=False)
     app.include_router(openai.router, dependencies=[Security(bearer)] if auth.required else [])
     app.include_router(routes.health_router)
+    app.include_router(sdapi.ping_router)
     app.include_router(files.router)
     app.include_router(docs.router)
     return app

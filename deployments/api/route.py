@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 from collections.abc import Callable, Coroutine
 from typing import Annotated, Any
@@ -59,6 +60,11 @@ class KeyedRoute(APIRoute):
     """A route behind the API key."""
 
     timeout_s = REQUEST_TIMEOUT_S
+    request_class: type[Request] = StrictRequest
+
+    def owner(self, request: Request, auth: KeyAuth) -> str:
+        """Who asks. Raises Unauthorized."""
+        return auth.owner(self.given_key(request, auth.header))
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handler = super().get_route_handler()
@@ -66,11 +72,11 @@ class KeyedRoute(APIRoute):
 
         async def keyed(request: Request) -> Response:
             auth: KeyAuth = request.app.state.auth
-            request.state.owner = auth.owner(self.given_key(request, auth.header))
+            request.state.owner = self.owner(request, auth)
             if has_body:
                 _check_content_type(request.headers.get("content-type", ""))
             async with asyncio.timeout(self.timeout_s) as request.state.deadline:
-                return await handler(StrictRequest(request.scope, request.receive))
+                return await handler(self.request_class(request.scope, request.receive))
 
         return keyed
 
@@ -85,8 +91,10 @@ class UploadRoute(KeyedRoute):
     timeout_s = UPLOAD_TIMEOUT_S
 
 
-def parse_json(body: bytes) -> Any:
+def parse_json(body: bytes, max_keys: int = MAX_KEYS) -> Any:
     """JSON as RFC 8259 has it: UTF-8, finite numbers, no key twice, nested a little at most.
+
+    `max_keys` is of one object.
 
     Raises json.JSONDecodeError.
     """
@@ -95,7 +103,9 @@ def parse_json(body: bytes) -> Any:
         raise json.JSONDecodeError(f"more than {MAX_PARTS} values", "", 0)
     try:
         return json.loads(
-            body.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant
+            body.decode("utf-8"),
+            object_pairs_hook=functools.partial(_unique, max_keys),
+            parse_constant=_refuse_constant,
         )
     except json.JSONDecodeError:
         raise
@@ -107,9 +117,9 @@ def parse_json(body: bytes) -> Any:
         raise json.JSONDecodeError(str(error), "", 0) from None
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(pairs) > MAX_KEYS:
-        raise ValueError(f"an object has more than {MAX_KEYS} keys")
+def _unique(max_keys: int, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(pairs) > max_keys:
+        raise ValueError(f"an object has more than {max_keys} keys")
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:

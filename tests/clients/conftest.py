@@ -22,10 +22,10 @@ from deployments.api.app import create_app, open_services
 from deployments.cli.demo import free_port
 from deployments.generator import Generator
 from deployments.local import LocalRedis, local_redis_url
+from deployments.pictures import encoded_picture
 from deployments.tasks.image import ImageJob
 from deployments.tasks.model import Claimed, Output
 from pipelines.components import Components
-from pipelines.images import encode_image
 from tests.unit.pipelines import conftest as checkpoints
 
 sd_folder, sd = checkpoints.sd_folder, checkpoints.sd
@@ -73,7 +73,7 @@ class FlatPainter:
         outputs = []
         for index in range(job.num_images):
             picture = np.full((job.height, job.width, 3), (job.seed + index) % 256, np.uint8)
-            data, kind = encode_image(picture, job.output_format, job.parameters(index))
+            data, kind = encoded_picture(job, index, picture)
             key = f"results/{claimed.task.id}/{claimed.claim.fence}/{index}.{job.output_format}"
             await self._services.objects.put(key, data, kind)
             outputs.append(

@@ -86,6 +86,12 @@ def test_every_route_is_documented_with_examples_that_fit_their_schemas(schema):
                     seen += 1
     assert seen > 40
     assert {name for name, _ in operations(schema)} == {
+        "POST /sdapi/v1/txt2img",
+        "POST /sdapi/v1/img2img",
+        "POST /sdapi/v1/extra-single-image",
+        "POST /sdapi/v1/png-info",
+        "GET /sdapi/v1/progress",
+        "POST /sdapi/v1/interrupt",
         "GET /health",
         "POST /api/v1/generate",
         "GET /api/v1/tasks",

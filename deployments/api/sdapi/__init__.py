@@ -1,0 +1,1 @@
+"""AUTOMATIC1111's web API as a dialect: words to submissions, tasks to its answers."""

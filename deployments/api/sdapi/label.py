@@ -1,0 +1,132 @@
+"""What is told of a request: the labels of its pictures' infotext, and the `info` of its answer."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from deployments.api.sdapi.sampler import shown_schedule
+from deployments.api.sdapi.schema import Img2ImgBody
+from deployments.api.sdapi.wanted import Wanted
+from deployments.tasks.image import ImageOrder
+from deployments.tasks.model import Task
+from pipelines.webui.mask import FILL, LATENT_NOISE, LATENT_NOTHING
+from pipelines.webui.sampler import WEBUI_SAMPLERS
+
+VERSION = "v1.10.1-daguerre"
+"""Clients compare it with what they need."""
+_CONTENTS = {FILL: "fill", LATENT_NOISE: "latent noise", LATENT_NOTHING: "latent nothing"}
+
+
+def labels_of(wanted: Wanted) -> dict[str, Any]:
+    """In their order; None for what is not told, and for the seed, which is each picture's own."""
+    width, height = wanted.size
+    by_timestep = WEBUI_SAMPLERS[wanted.sampler].by_timestep
+    labels: dict[str, Any] = {
+        "Steps": wanted.given("steps"),
+        "Sampler": wanted.sampler,
+        "Schedule type": wanted.schedule
+        if by_timestep
+        else shown_schedule(wanted.sampler, wanted.schedule),
+        "CFG scale": wanted.given("cfg_scale"),
+        "Seed": None,
+        "Size": f"{width}x{height}",
+        "Model": wanted.model,
+        "Variation seed": None,
+        "Variation seed strength": wanted.given("subseed_strength") or None,
+        "Seed resize from": _seed_size(wanted),
+        "Denoising strength": _strength(wanted),
+        "Clip skip": wanted.clip_skip if wanted.clip_skip > 1 else None,
+        "ENSD": wanted.options["eta_noise_seed_delta"] or None,
+        "RNG": "CPU",
+    }
+    if isinstance(wanted.body, Img2ImgBody) and wanted.body.mask:
+        labels |= _of_mask(wanted, wanted.body)
+    if wanted.eta is not None and wanted.eta != (0 if by_timestep else 1):
+        labels["Eta"] = wanted.eta
+    if isinstance(wanted.body, Img2ImgBody):
+        multiplier = wanted.option("initial_noise_multiplier", "initial_noise_multiplier")
+        labels["Noise multiplier"] = multiplier if multiplier != 1 else None
+    labels["NGMS"] = wanted.option("s_min_uncond", "s_min_uncond") or None
+    return labels | {"Version": VERSION}
+
+
+def _seed_size(wanted: Wanted) -> str | None:
+    width, height = wanted.given("seed_resize_from_w"), wanted.given("seed_resize_from_h")
+    return f"{width}x{height}" if min(width, height) > 0 else None
+
+
+def _of_mask(wanted: Wanted, body: Img2ImgBody) -> dict[str, Any]:
+    across, down = mask_blur(wanted, body)
+    whole = not wanted.given("inpaint_full_res")
+    return {
+        "Mask blur": across if across == down else None,
+        "Mask blur x": across if across != down else None,
+        "Mask blur y": down if across != down else None,
+        "Inpaint area": None if whole else "Only masked",
+        "Masked area padding": None if whole else wanted.given("inpaint_full_res_padding"),
+        "Masked content": _CONTENTS.get(wanted.given("inpainting_fill")),
+        "Mask mode": "Inpaint not masked" if wanted.given("inpainting_mask_invert") else None,
+    }
+
+
+def mask_blur(wanted: Wanted, body: Img2ImgBody) -> tuple[int, int]:
+    """Across and down, pixels; `mask_blur` is both."""
+    if body.mask_blur is not None:
+        return body.mask_blur, body.mask_blur
+    return wanted.given("mask_blur_x"), wanted.given("mask_blur_y")
+
+
+def info_of(wanted: Wanted, task: Task, drawn: int, *, grid: bool) -> str:
+    """The answer's `info`, which is JSON as text: of `drawn` pictures, and of a grid before."""
+    order = ImageOrder.model_validate(task.input)
+    count = order.num_images
+    seeds = [order.seeds(i) for i in range(count)]
+    first = wanted.subseed if wanted.subseed is not None else int(task.id[:8], 16)
+    subseeds = [each.get("Variation seed", first + i) for i, each in enumerate(seeds)]
+    width, height = wanted.size
+    prompt, negative = wanted.prompt, wanted.negative_prompt
+    texts = [order.infotext(i) for i in range(drawn)]
+    finished = task.finished_at or task.updated_at
+    return json.dumps(
+        {
+            "prompt": prompt,
+            "all_prompts": [prompt] * count,
+            "negative_prompt": negative,
+            "all_negative_prompts": [negative] * count,
+            "seed": seeds[0]["Seed"],
+            "all_seeds": [each["Seed"] for each in seeds],
+            "subseed": subseeds[0],
+            "all_subseeds": subseeds,
+            "subseed_strength": wanted.given("subseed_strength"),
+            "width": width,
+            "height": height,
+            "sampler_name": wanted.sampler,
+            "cfg_scale": wanted.given("cfg_scale"),
+            "steps": wanted.given("steps"),
+            "batch_size": wanted.given("batch_size"),
+            "restore_faces": bool(wanted.option("restore_faces", "face_restoration")),
+            "face_restoration_model": None,
+            "sd_model_name": wanted.model,
+            "sd_model_hash": None,
+            "sd_vae_name": None,
+            "sd_vae_hash": None,
+            "seed_resize_from_w": wanted.given("seed_resize_from_w"),
+            "seed_resize_from_h": wanted.given("seed_resize_from_h"),
+            "denoising_strength": _strength(wanted),
+            "extra_generation_params": {},
+            "index_of_first_image": int(grid),
+            "infotexts": [*texts[: int(grid)], *texts],
+            "styles": wanted.body.styles or [],
+            "job_timestamp": finished.strftime("%Y%m%d%H%M%S"),
+            "clip_skip": wanted.clip_skip,
+            "is_using_inpainting_conditioning": False,
+            "version": VERSION,
+        }
+    )
+
+
+def _strength(wanted: Wanted) -> float | None:
+    if isinstance(wanted.body, Img2ImgBody):
+        return float(wanted.given("denoising_strength"))
+    return None

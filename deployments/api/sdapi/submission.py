@@ -1,0 +1,140 @@
+"""A request of the web UI's API as a submission of ours."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any
+
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+
+from deployments.api.sdapi import options
+from deployments.api.sdapi.error import FIELDS, Refused
+from deployments.api.sdapi.label import labels_of, mask_blur
+from deployments.api.sdapi.picture import grey_mask, sent_bytes
+from deployments.api.sdapi.schema import GenerationBody, Img2ImgBody
+from deployments.api.sdapi.support import check_supported
+from deployments.api.sdapi.wanted import Wanted
+from deployments.api.services import Services, Submission
+from deployments.tasks.image import ImageFields
+from deployments.tasks.webui import Metadata
+from pipelines.canvas import MaskedContent, ResizeMode
+from pipelines.errors import InvalidRequest
+
+_MODES: tuple[ResizeMode, ...] = ("stretch", "crop", "fill", "latent")
+_CONTENTS: tuple[MaskedContent, ...] = ("fill", "original", "noise", "nothing")
+SIGMA_FIELDS = ("s_churn", "s_tmin", "s_tmax", "s_noise", "s_min_uncond")
+"""Fields and options of the same names."""
+KEY_PREFIX = "sdapi:"
+"""Before a `force_task_id` among a caller's idempotency keys."""
+
+
+async def submission_of(wanted: Wanted, services: Services) -> Submission:
+    """What to submit. Raises InvalidRequest, Refused, and what fetching a picture may."""
+    check_supported(wanted)
+    body = wanted.body
+    fields = _fields(wanted)
+    init_image = mask_image = None
+    if isinstance(body, Img2ImgBody):
+        init_image, mask_image = await _pictures(wanted, body, services)
+        fields |= _placing(wanted, body, masked=mask_image is not None)
+    return Submission(
+        fields=_checked(fields),
+        model=wanted.model,
+        init_image=init_image,
+        mask_image=mask_image,
+        idempotency_key=body.force_task_id and KEY_PREFIX + body.force_task_id,
+        metadata=Metadata(
+            prompt=wanted.prompt, negative_prompt=wanted.negative_prompt, labels=labels_of(wanted)
+        ),
+        client_id=body.force_task_id or f"task({kind_of(body)}-{secrets.token_hex(4)})",
+    )
+
+
+def kind_of(body: GenerationBody) -> str:
+    return "img2img" if isinstance(body, Img2ImgBody) else "txt2img"
+
+
+def _checked(fields: dict[str, Any]) -> ImageFields:
+    try:
+        return ImageFields(**fields)
+    except ValidationError as error:
+        # of fields within `webui` and of pairs, the last name is the one that a caller knows
+        names = [[part for part in each["loc"] if isinstance(part, str)] for each in error.errors()]
+        faults = [
+            {**each, "loc": ("body", FIELDS.get(name[-1], name[-1]))}
+            for each, name in zip(error.errors(), names, strict=True)
+        ]
+        raise RequestValidationError(faults) from None
+
+
+def _fields(wanted: Wanted) -> dict[str, Any]:
+    prompt, negative, loras = wanted.encoded_prompts()
+    width, height = wanted.size
+    count = wanted.given("batch_size") * wanted.given("n_iter")
+    seed = wanted.given("seed")
+    return {
+        "prompt": prompt,
+        "negative_prompt": negative,
+        "width": width,
+        "height": height,
+        "num_images": count,
+        "num_inference_steps": wanted.given("steps"),
+        "guidance_scale": wanted.given("cfg_scale"),
+        "seed": seed if seed >= 0 else None,
+        "eta": wanted.eta,
+        "output_format": options.FILE_FORMATS[wanted.options["samples_format"]],
+        "clip_skip": wanted.clip_skip - 1,
+        "lora": loras or None,
+        "webui": _webui(wanted),
+    }
+
+
+def _webui(wanted: Wanted) -> dict[str, Any]:
+    size = (wanted.given("seed_resize_from_w"), wanted.given("seed_resize_from_h"))
+    strength = wanted.given("subseed_strength")
+    fields = {name: wanted.option(name, name) for name in SIGMA_FIELDS}
+    if isinstance(wanted.body, Img2ImgBody):
+        key = "initial_noise_multiplier"
+        fields["noise_multiplier"] = wanted.option(key, key)
+        fields["exact_steps"] = wanted.options["img2img_fix_steps"]
+    return fields | {
+        "sampler": wanted.sampler,
+        "scheduler": wanted.schedule,
+        "variation_seed": wanted.subseed if strength else None,
+        "variation_strength": strength,
+        "seed_resize": size if min(size) > 0 else None,
+        "eta_noise_seed_delta": wanted.options["eta_noise_seed_delta"],
+    }
+
+
+def _placing(wanted: Wanted, body: Img2ImgBody, *, masked: bool) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        "strength": wanted.given("denoising_strength"),
+        "resize_mode": _MODES[wanted.given("resize_mode")],
+    }
+    if masked:
+        fields["mask_blur"] = mask_blur(wanted, body)
+        fields["masked_content"] = _CONTENTS[wanted.given("inpainting_fill")]
+        if wanted.given("inpaint_full_res"):
+            fields["masked_padding"] = wanted.given("inpaint_full_res_padding")
+    return fields
+
+
+async def _pictures(
+    wanted: Wanted, body: Img2ImgBody, services: Services
+) -> tuple[bytes, bytes | None]:
+    if body.init_images is None:
+        raise Refused(404, "Init image not found")
+    if not body.init_images:
+        raise InvalidRequest("init_images", "init_images must hold a picture, given none")
+    init = await sent_bytes(body.init_images[0], "init_images", services)
+    if body.mask is None:
+        return init, None
+    data = await sent_bytes(body.mask, "mask", services)
+    pixels = services.settings.limits.max_input_pixels
+    inverted, rounded = bool(wanted.given("inpainting_mask_invert")), wanted.given("mask_round")
+    mask = await services.decode(
+        lambda: grey_mask(data, field="mask", max_pixels=pixels, inverted=inverted, rounded=rounded)
+    )
+    return init, mask

@@ -1,0 +1,144 @@
+"""A request with all that it does not say itself: options, styles, and what infotext adds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+
+from configs.settings import Settings
+from deployments.api.sdapi import infotext, options
+from deployments.api.sdapi.schema import GenerationBody, Txt2ImgBody
+from deployments.api.sdapi.script import check_scripts
+from deployments.api.sdapi.style import read_styles, styled
+from deployments.tasks.lora import LoraEntry
+from pipelines.errors import InvalidRequest
+from pipelines.webui.network import LoraTag, extract_networks, lora_tags
+from pipelines.webui.prompt import strip_comments
+from pipelines.webui.sampler import WEBUI_SAMPLERS, default_eta, resolve_sampler
+
+T = TypeVar("T", bound=GenerationBody)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    body: GenerationBody
+    options: Mapping[str, Any]
+    prompt: str
+    """With styles, and with the tags of LoRAs."""
+    negative_prompt: str
+    sampler: str
+    schedule: str
+    """Its label; Automatic stands for the sampler's own."""
+
+    @property
+    def model(self) -> str:
+        return str(self.options[options.CHECKPOINT])
+
+    @property
+    def clip_skip(self) -> int:
+        return int(self.options[options.CLIP_SKIP])
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height, pixels, both a multiple of 8."""
+        width, height = self.given("width"), self.given("height")
+        if isinstance(self.body, Txt2ImgBody) and self.body.firstphase_width:
+            width = self.body.firstphase_width
+        if isinstance(self.body, Txt2ImgBody) and self.body.firstphase_height:
+            height = self.body.firstphase_height
+        return width - width % 8, height - height % 8
+
+    @property
+    def eta(self) -> float | None:
+        """None for samplers in which it means nothing."""
+        if self.sampler not in _TAKE_ETA:
+            return None
+        if self.body.eta is not None:
+            return self.body.eta
+        by_timestep = WEBUI_SAMPLERS[self.sampler].by_timestep
+        found = self.options["eta_ddim" if by_timestep else "eta_ancestral"]
+        return default_eta(self.sampler) if found is None else float(found)
+
+    @property
+    def subseed(self) -> int | None:
+        """None for a random one."""
+        given: int = self.given("subseed")
+        return given if given >= 0 else None
+
+    def given(self, field: str) -> Any:
+        """A field's value, or its default where it is null."""
+        value = getattr(self.body, field)
+        return type(self.body).model_fields[field].default if value is None else value
+
+    def option(self, field: str, key: str) -> Any:
+        """A field's value, or that of the option where it is null."""
+        value = getattr(self.body, field)
+        return self.options[key] if value is None else value
+
+    def encoded_prompts(self) -> tuple[str, str, list[LoraEntry]]:
+        """Both prompts as they are encoded, without comments and tags, and the LoRAs to wear.
+
+        The tags of the negative prompt are taken out and mean nothing. Raises InvalidRequest.
+        """
+        texts = (self.prompt, self.negative_prompt)
+        if self.options["enable_prompt_comments"]:
+            texts = (strip_comments(texts[0]), strip_comments(texts[1]))
+        prompt, networks = extract_networks(texts[0])
+        negative, _ = extract_networks(texts[1])
+        if self.body.disable_extra_networks:
+            return prompt, negative, []
+        if "hypernet" in networks:
+            raise InvalidRequest("prompt", "prompt names a hypernetwork, and this server has none")
+        try:
+            entries = [_entry(tag) for tag in lora_tags(networks)]
+        except ValueError:
+            raise InvalidRequest(
+                "prompt", "a LoRA in prompt must be <lora:name:weight>, with a name and numbers"
+            ) from None
+        return prompt, negative, entries
+
+
+def _entry(tag: LoraTag) -> LoraEntry:
+    if tag.rank is not None:
+        raise InvalidRequest("prompt", "dyn of a LoRA in prompt cannot be honoured: leave it out")
+    return LoraEntry(name=tag.name, weight=tag.weight, text_encoder_weight=tag.text_weight)
+
+
+_TAKE_ETA = frozenset(
+    {"DPM++ SDE", "DPM++ 2M SDE", "DPM++ 2M SDE Heun", "DPM++ 2S a", "DPM++ 3M SDE", "Euler a"}
+    | {"DPM2 a", "DPM fast", "DPM adaptive", "DDIM"}
+)
+
+
+def wanted_of(body: T, stored: Mapping[str, Any], settings: Settings) -> Wanted:
+    """What a request means beside its caller's stored options.
+
+    Raises InvalidRequest, Refused, and RequestValidationError for infotext that does not fit.
+    """
+    body, said = _with_infotext(body)
+    overrides = said | (body.override_settings or {})
+    over = options.checked(overrides, settings, "override_settings")
+    values = options.effective(settings, stored, over)
+    check_scripts(body)
+    known = read_styles(settings.styles_file)
+    worn = [known[name] for name in body.styles or () if name in known]
+    prompt, negative = styled((body.prompt or "", body.negative_prompt or ""), worn)
+    sampler, schedule = resolve_sampler(body.sampler_name or body.sampler_index, body.scheduler)
+    return Wanted(body, values, prompt, negative, sampler, schedule)
+
+
+def _with_infotext(body: T) -> tuple[T, dict[str, Any]]:
+    """The request with the fields that its infotext says and it does not, and options."""
+    if not body.infotext:
+        return body, {}
+    fields, said = infotext.fields_of(body.infotext)
+    given = body.model_dump(exclude_unset=True)
+    try:
+        return type(body).model_validate(fields | given), said
+    except ValidationError as error:
+        faults = [{**each, "loc": ("body", "infotext", *each["loc"])} for each in error.errors()]
+        raise RequestValidationError(faults) from None
