@@ -57,6 +57,8 @@ class SamplerTable:
     """The deviation of noise that is drawn and added before the first evaluation."""
     sigmas: tuple[float, ...] = field(default=(), repr=False)
     """n noise levels; empty where nobody asks."""
+    guidance: tuple[float, ...] = field(default=(), repr=False)
+    """n; what the guidance scale is multiplied with at each step; empty: nothing."""
 
     @property
     def history_size(self) -> int:

@@ -26,7 +26,7 @@ from pipelines.errors import InvalidRequest
 from pipelines.samplers import SAMPLERS, max_steps, min_steps, supported_schedules
 from pipelines.webui.hires import second_pass
 from pipelines.webui.prompt import and_parts
-from pipelines.webui.table import DRAWN_SAMPLERS
+from pipelines.webui.sampler import WEBUI_SAMPLERS
 
 MAX_DEEP_CACHE = 10
 """Steps between two runs of the deep layers: beyond it nothing is left of the picture."""
@@ -89,11 +89,11 @@ def _check_second_pass(request: ImageRequest, hires: Hires, components: Componen
 
 
 def _check_sampler(request: ImageRequest, components: Components) -> None:
-    if request.scheduler in DRAWN_SAMPLERS:
+    if request.scheduler in WEBUI_SAMPLERS:
         check_webui(request)
         return
     if request.scheduler not in SAMPLERS:
-        names = ", ".join((*SAMPLERS, *DRAWN_SAMPLERS))
+        names = ", ".join((*SAMPLERS, *WEBUI_SAMPLERS))
         raise InvalidRequest(
             "scheduler", f"scheduler must be one of {names}, got {request.scheduler!r}"
         )
@@ -177,7 +177,7 @@ def _check_images(request: ImageRequest, components: Components) -> None:
     if request.mask is not None and request.init_image is None:
         raise InvalidRequest("mask", "mask must come with an init_image, got None")
     if request.init_image is not None:
-        any_size = request.scheduler in DRAWN_SAMPLERS and is_latent_sized(request, components)
+        any_size = request.scheduler in WEBUI_SAMPLERS and is_latent_sized(request, components)
         shape = (*(request.init_image.shape[:2] if any_size else size), 3)
         check_image("init_image", request.init_image, shape)
     if request.mask is not None:

@@ -13,7 +13,6 @@ from pipelines.errors import InvalidRequest
 from pipelines.sampler_schedule import DEFAULT
 from pipelines.webui.hires import LATENT_UPSCALERS, PIXEL_UPSCALERS
 from pipelines.webui.sampler import WEBUI_SAMPLERS, WEBUI_SCHEDULERS
-from pipelines.webui.table import DRAWN_SAMPLERS
 
 MOST_STEPS = 1000
 MOST_SEED_PIXELS = 8192
@@ -131,10 +130,10 @@ def check_hires(request: ImageRequest, hires: Hires) -> None:
         raise InvalidRequest(
             "hires", "hires must come without initial picture, overlay and controls"
         )
-    if (scheduler := hires.scheduler or request.scheduler) not in DRAWN_SAMPLERS:
+    if (scheduler := hires.scheduler or request.scheduler) not in WEBUI_SAMPLERS:
         raise InvalidRequest(
             "hires",
-            f"hires.scheduler must be one of {', '.join(DRAWN_SAMPLERS)}, got {scheduler!r}",
+            f"hires.scheduler must be one of {', '.join(WEBUI_SAMPLERS)}, got {scheduler!r}",
         )
     width, height = hires.enlarged or (hires.width, hires.height)
     if width < hires.width or height < hires.height:

@@ -168,7 +168,7 @@ def _joined(states: Sequence[ImageState], uncond: torch.Tensor, cond: torch.Tens
     for i, (state, mine) in enumerate(zip(states, parts, strict=True)):
         base = uncond[i : i + 1] if i < len(uncond) else mine[:1]
         if not state.plain:
-            scale = 1.0 if i < len(uncond) else state.request.guidance_scale
+            scale = 1.0 if i < len(uncond) else state.guidance_scale
             weights = _per_row([one.weight * scale for one in state.positive], mine)
             added = (weights * (mine - base)).sum(0, keepdim=True)
             mine = base + added.to(base.dtype)
@@ -178,7 +178,7 @@ def _joined(states: Sequence[ImageState], uncond: torch.Tensor, cond: torch.Tens
 
 def _guide(states: Sequence[ImageState], uncond: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
     """Classifier-free guidance, each row by its own scale, and rescaled where a request asks."""
-    scale = _per_row([state.request.guidance_scale for state in states], uncond)
+    scale = _per_row([state.guidance_scale for state in states], uncond)
     # rounded where a float times a half tensor is, so that half precision agrees too
     mixed = uncond + (scale * (cond - uncond)).to(uncond.dtype)
     shares = [state.request.guidance_rescale for state in states]

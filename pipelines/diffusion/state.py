@@ -17,7 +17,9 @@ from pipelines.errors import NonFiniteOutput
 from pipelines.ip_adapter.attention import RowImages
 from pipelines.lora.bank import RowLoras
 from pipelines.prompt import PromptEmbeds
+from pipelines.sampler_table import SamplerState
 from pipelines.webui.prompt import and_parts
+from pipelines.webui.table import CFGPP
 
 T = TypeVar("T")
 
@@ -98,6 +100,14 @@ class ImageState:
         return self.step_index in self.guided_steps
 
     @property
+    def guidance_scale(self) -> float:
+        """At the next step."""
+        scale, sampler = self.request.guidance_scale, self.sampler
+        if isinstance(sampler, SamplerState) and sampler.table.guidance:
+            return scale * sampler.table.guidance[sampler.step_index]
+        return scale
+
+    @property
     def shallow(self) -> bool:
         """Whether the next step takes the deep features of an earlier one.
 
@@ -135,6 +145,8 @@ def guided(parts: Components, request: ImageRequest) -> bool:
     """Whether classifier-free guidance is on, as in diffusers, at some steps at least."""
     if parts.embeds_guidance:
         return False
+    if request.scheduler == CFGPP:
+        return True
     if not request.prompt_editing:
         return request.guidance_scale > 1
     joined = and_parts(request.prompt)

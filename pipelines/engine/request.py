@@ -116,7 +116,7 @@ class ImageRequest:
     """Classifier-free guidance; 1.0 or less turns it off (one UNet row instead of two)."""
     scheduler: str
     """One of `pipelines.samplers.SAMPLERS`, most of them diffusers class names; or one of
-    `pipelines.webui.table.DRAWN_SAMPLERS`, which draws as the A1111 web UI does: its noise levels,
+    `pipelines.webui.sampler.WEBUI_SAMPLERS`, which draw as the A1111 web UI does: its levels,
     its order of draws, its steps of an image-to-image and its way with masks."""
     schedule: str = "default"
     """The spacing of the noise levels, one of `pipelines.sampler_schedule.SCHEDULES`; of a web UI

@@ -21,8 +21,12 @@ def ddim(timesteps: Sequence[int], alphas: Floats, options: Options) -> Walk:
     """`timesteps` rise; `alphas` are the model's cumulative products."""
     for previous, timestep in reversed(list(pairwise(timesteps))):
         alpha, goal = alphas[timestep], alphas[previous]
-        up = options.eta * math.sqrt((1 - goal) / (1 - alpha) * (1 - alpha / goal))
+        up = _ddim_noise(alpha, goal, options)
         yield Evaluation(timestep, partial(_ddim_step, goal, up))
+
+
+def _ddim_noise(alpha: float, goal: float, options: Options) -> float:
+    return options.eta * math.sqrt((1 - goal) / (1 - alpha) * (1 - alpha / goal))
 
 
 def _ddim_step(goal: float, up: float, here: Here) -> Outcome:
@@ -30,6 +34,24 @@ def _ddim_step(goal: float, up: float, here: Here) -> Outcome:
     return (math.sqrt(goal) * here.denoised + direction * here.slope + up * here.noise,)
 
 
+def cfgpp_guidance(timesteps: Sequence[int], alphas: Floats, options: Options) -> list[float]:
+    """What makes of DDIM's steps those of DDIM CFG++ (arXiv 2406.08070): shares of the guidance.
+
+    There the clean latents are guessed by the guided noise, and the unguided leads on from them. A
+    step is linear in both, so it is DDIM's with other guidance, which grows as the noise falls off.
+    """
+    shares = []
+    for previous, timestep in reversed(list(pairwise(timesteps))):
+        alpha, goal = alphas[timestep], alphas[previous]
+        up = _ddim_noise(alpha, goal, options)
+        guided = -math.sqrt(goal * (1 - alpha) / alpha)
+        unguided = math.sqrt(max(1 - goal - up**2, 0))
+        shares.append(guided / (guided + unguided) / _CFGPP_SCALE)
+    return shares
+
+
+_CFGPP_SCALE: Final = 12.5
+"""So that users' guidance scales mean about what they do elsewhere."""
 _ADAMS: Final = ((1.5, -0.5), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from diffusers import UniPCMultistepScheduler
 
-from pipelines.sampler_table import SamplerTable, probed_table
+from pipelines.sampler_table import X0, SamplerTable, probed_table
 from pipelines.webui import grid, multistep, singlestep, solver
 from pipelines.webui.sampler import AUTOMATIC, WEBUI_SAMPLERS, image_steps
 from pipelines.webui.sigma import (
@@ -54,13 +54,13 @@ _WALKS: Final[Mapping[str, Callable[[Floats, Options], solver.Walk]]] = {
 
 ADAPTIVE: Final = "DPM adaptive"
 """It chooses its steps by what the model says, and so is no table: see `adaptive`."""
-DRAWN_SAMPLERS: Final = tuple(name for name in WEBUI_SAMPLERS if name != "DDIM CFG++")
-"""Those that a request may name. The other needs what the unconditional row says by itself."""
+CFGPP: Final = "DDIM CFG++"
+"""What the unconditional row says counts by itself: it is guided at any scale."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is asked of a sampler of DRAWN_SAMPLERS."""
+    """What is asked of a sampler of WEBUI_SAMPLERS."""
 
     sampler: str
     steps: int
@@ -94,13 +94,14 @@ def _table(plan: Plan, config: str, is_xl: bool) -> SamplerTable:
     if plan.sampler == "UniPC":
         return _unipc(timesteps, begin, plan.strength is not None, model, given)
     walk = grid.plms if plan.sampler == "PLMS" else grid.ddim
-    return _by_timestep(
-        list(walk(timesteps, model.alphas_cumprod, plan.options)),
-        timesteps,
-        begin,
-        model,
-        prediction,
-    )
+    steps = list(walk(timesteps, model.alphas_cumprod, plan.options))
+    table = _by_timestep(steps, timesteps, begin, model, prediction)
+    if plan.sampler != CFGPP:
+        return table
+    shares = grid.cfgpp_guidance(timesteps, model.alphas_cumprod, plan.options)
+    update = table.update.clone()
+    update[:, X0] = update[:, 0]  # the guidance of the step is not that of the guess
+    return _replaced(table, update=update, guidance=tuple(shares))
 
 
 def _by_sigma(plan: Plan, model: ModelSigmas, prediction: str, is_xl: bool) -> SamplerTable:

@@ -16,7 +16,9 @@ from pipelines.engine.request import ImageRequest, Mask, Overlay, Picture
 from pipelines.errors import InvalidRequest
 from pipelines.sampler_table import SamplerState
 from pipelines.webui.mask import latent_mask
-from pipelines.webui.table import ADAPTIVE, DRAWN_SAMPLERS
+from pipelines.webui.sampler import WEBUI_SAMPLERS
+from pipelines.webui.sigma import model_sigmas
+from pipelines.webui.table import ADAPTIVE
 
 MakeRequest = Callable[..., ImageRequest]
 MakeImage = Callable[..., Picture]
@@ -45,7 +47,7 @@ def webui(make_request: MakeRequest) -> MakeRequest:
 def test_a_picture_of_any_sampler_does_not_depend_on_its_neighbours(
     components: Components, webui: MakeRequest, init_image: MakeImage, mask: MakeMask, draw: Draw
 ) -> None:
-    requests = [webui(scheduler=name, seed=i) for i, name in enumerate(DRAWN_SAMPLERS)]
+    requests = [webui(scheduler=name, seed=i) for i, name in enumerate(WEBUI_SAMPLERS)]
     requests += [
         webui(init_image=init_image(), strength=0.6, s_noise=0.9),
         webui(init_image=init_image(), mask=mask(), scheduler="DPM++ 2M", strength=0.8),
@@ -97,6 +99,29 @@ def test_below_a_noise_level_every_other_step_has_no_guidance(
     skipped = [i for i in range(8) if i % 2 and sigmas[i] < 2.0]
     assert 0 < len(skipped) < 4
     assert list(state.guided_steps) == [i for i in range(8) if i not in skipped]
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("scale", [7.0, 1.0])
+def test_ddim_cfgpp_guesses_by_the_guided_noise_and_goes_on_by_the_unguided(
+    sd: Components, webui: MakeRequest, scale: float
+) -> None:
+    request = webui(scheduler="DDIM CFG++", eta=0.0, guidance_scale=scale, num_inference_steps=10)
+    diffusion = Diffusion(sd)
+    (state,) = diffusion.prepare([request])
+    alphas = model_sigmas(sd.scheduler_config).alphas_cumprod
+    for timestep, previous in ((901, 801), (801, 701)):
+        x, alpha, goal = state.sampler.latents, alphas[timestep], alphas[previous]
+        assert state.negative is not None
+        cond, uncond = (
+            sd.unet(x, timestep, encoder_hidden_states=row.at(0).tokens).sample
+            for row in (state.positive[0], state.negative)
+        )
+        guided = uncond + scale / 12.5 * (cond - uncond)
+        clean = (x - (1 - alpha) ** 0.5 * guided) / alpha**0.5
+        expected = goal**0.5 * clean + (1 - goal) ** 0.5 * uncond
+        diffusion.advance([state], diffusion.denoise([state]))
+        torch.testing.assert_close(state.sampler.latents, expected.float(), rtol=1e-3, atol=1e-3)
 
 
 @torch.inference_mode()
@@ -197,7 +222,7 @@ def test_a_picture_may_be_pasted_onto_a_larger_one(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"scheduler": "DDIM CFG++"}, "scheduler must be one of"),
+        ({"scheduler": "k_euler"}, "scheduler must be one of"),
         ({"schedule": "Turbo"}, "schedule must be one of default, Automatic, Uniform, Karras"),
         ({"num_inference_steps": 1001}, r"num_inference_steps must be 1\.\.1000"),
         ({"s_churn": float("nan")}, "s_churn must be 0 or more"),

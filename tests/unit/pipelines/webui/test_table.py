@@ -20,7 +20,7 @@ from pipelines.sampler_table import SamplerState, SamplerTable, advance_rows, pr
 from pipelines.webui.sampler import WEBUI_SAMPLERS
 from pipelines.webui.sigma import model_sigmas, sampler_sigmas
 from pipelines.webui.solver import Options
-from pipelines.webui.table import ADAPTIVE, DRAWN_SAMPLERS, Plan, webui_table
+from pipelines.webui.table import ADAPTIVE, Plan, webui_table
 from tests.unit.pipelines.webui.golden import GOLDEN
 
 SD: dict[str, Any] = {
@@ -34,7 +34,7 @@ SD: dict[str, Any] = {
 MODEL = model_sigmas(SD)
 DEVIATION = 0.7
 """Of the data."""
-TABLES = [name for name in DRAWN_SAMPLERS if name != ADAPTIVE]
+TABLES = [name for name in WEBUI_SAMPLERS if name != ADAPTIVE]
 BY_SIGMA = [name for name in TABLES if not WEBUI_SAMPLERS[name].by_timestep]
 
 
