@@ -11,8 +11,7 @@ from pydantic import Field, field_validator
 from deployments.tasks.field import Real, Whole
 from deployments.tasks.model import Frozen
 from pipelines.infotext import write
-from pipelines.webui.sampler import AUTOMATIC, WEBUI_SCHEDULERS
-from pipelines.webui.table import DRAWN_SAMPLERS
+from pipelines.webui.sampler import AUTOMATIC, WEBUI_SAMPLERS, WEBUI_SCHEDULERS
 
 MAX_SEED_SIDE_PX = 4096
 
@@ -43,8 +42,8 @@ class WebuiFields(Frozen):
     @field_validator("sampler")
     @classmethod
     def _sampler_is_known(cls, value: str) -> str:
-        if value not in DRAWN_SAMPLERS:
-            raise ValueError(f"must be one of {', '.join(DRAWN_SAMPLERS)}")
+        if value not in WEBUI_SAMPLERS:
+            raise ValueError(f"must be one of {', '.join(WEBUI_SAMPLERS)}")
         return value
 
     @field_validator("scheduler")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from pipelines.webui.sampler import AUTOMATIC, WEBUI_SAMPLERS, WEBUI_SCHEDULERS
-from pipelines.webui.table import DRAWN_SAMPLERS
 
 _LABELS = {one.name: one.label for one in WEBUI_SCHEDULERS}
 
@@ -24,7 +23,7 @@ def sampler_list() -> list[dict[str, Any]]:
             "aliases": WEBUI_SAMPLERS[name].aliases,
             "options": {key: str(value) for key, value in WEBUI_SAMPLERS[name].options.items()},
         }
-        for name in DRAWN_SAMPLERS
+        for name in WEBUI_SAMPLERS
     ]
 
 

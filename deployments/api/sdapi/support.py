@@ -11,7 +11,6 @@ from deployments.api.sdapi.wanted import Wanted
 from pipelines.errors import InvalidRequest
 from pipelines.webui.mask import FILL, LATENT_NOTHING
 from pipelines.webui.resize import LATENT, STRETCH
-from pipelines.webui.table import DRAWN_SAMPLERS
 
 Refusal = tuple[str, str, Any]
 """Field, what it must be, and what it is."""
@@ -28,8 +27,6 @@ def _refusals(wanted: Wanted) -> Iterator[Refusal]:
     for field in ("batch_size", "n_iter"):
         if wanted.given(field) < 1:
             yield field, "at least 1", wanted.given(field)
-    if wanted.sampler not in DRAWN_SAMPLERS:
-        yield "sampler_name", f"one of {', '.join(DRAWN_SAMPLERS)}", wanted.sampler
     if wanted.option("tiling", "tiling"):
         yield "tiling", "false: this server draws no tiles", True
     if body.refiner_checkpoint and body.refiner_switch_at:
