@@ -41,8 +41,9 @@ def make_portrait(
 ) -> Portrait:
     """The subjects, left to right, in the template.
 
-    With `debug_dir` every stage's pictures are written there. `on_stage` hears a stage's name, its
-    number and how many there are. Raises PortraitError, ModelError, and what the tools raise.
+    With `debug_dir` the pictures of every stage that did something are written there. `on_stage`
+    hears a stage's name, its number and how many there are. Raises PortraitError, ModelError, and
+    what the tools raise.
     """
     job = PortraitJob(template, tuple(subjects), tools, parameters)
     seconds: dict[str, float] = {}
@@ -51,9 +52,9 @@ def make_portrait(
         if on_stage is not None:
             on_stage(name, number, len(STAGES))
         start = time.perf_counter()
-        job = stage(job)
+        before, job = job, stage(job)
         seconds[name] = time.perf_counter() - start
-        if debug_dir is not None:
+        if debug_dir is not None and job is not before:
             _write(debug_dir, f"{number:02d}_{name}", job)
     return Portrait(job.picture, seconds)
 
