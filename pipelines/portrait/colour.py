@@ -32,8 +32,8 @@ class Statistics:
 
 
 def to_lab(picture: Colours) -> Colours:
-    lab = cv2.cvtColor(np.clip(picture, 0, 255) * np.float32(1 / 255), cv2.COLOR_RGB2LAB)
-    lab = lab.astype(np.float32)
+    scaled = np.clip(picture, 0, 255) * np.float32(1 / 255)
+    lab: Colours = np.asarray(cv2.cvtColor(scaled, cv2.COLOR_RGB2LAB), np.float32)
     lab[..., 0] *= np.float32(2.55)
     lab[..., 1:] += np.float32(128)
     return lab
@@ -44,7 +44,8 @@ def to_rgb(lab: Colours) -> Colours:
     plain[..., 0] /= np.float32(2.55)
     plain[..., 1:] -= np.float32(128)
     rgb = cv2.cvtColor(plain, cv2.COLOR_LAB2RGB).astype(np.float32)
-    return np.clip(rgb * np.float32(255), 0, 255)
+    clipped: Colours = np.clip(rgb * np.float32(255), 0, 255).astype(np.float32)
+    return clipped
 
 
 def statistics(lab: Colours, mask: Mask) -> Statistics | None:
