@@ -18,7 +18,7 @@ MIN_GAIN, MAX_GAIN = 0.5, 2.0
 """Of a deviation: a flat or a noisy face would else be blown up or wiped out."""
 _GREY_SPREAD = 2.0
 _COLOURED = 6.0
-_TINT = 1.3
+_PALE = 0.6
 _APART = 1.5
 _ENOUGH_PX = 16
 
@@ -60,30 +60,38 @@ def transferred(
     lab: Colours,
     source: Statistics,
     target: Statistics,
+    eyes: Mask,
     gains: tuple[float, float] = (MIN_GAIN, MAX_GAIN),
 ) -> Colours:
     """(lab - mean_s) * deviation_t / deviation_s + mean_t, the gain within limits.
 
-    Reinhard et al., Color Transfer between Images, 2001, in Lab. Of the shift in a and b a pixel
-    takes as much as it has colour itself, so that eye whites and grey brows stay so.
+    Reinhard et al., Color Transfer between Images, 2001, in Lab; see
+    `tinted` for a and b.
     """
     gain = np.clip(target.deviation / np.maximum(source.deviation, 1e-3), *gains)
+    gain[1:] = np.minimum(gain[1:], 1)  # more than the photo's own would make grey lids blue
     offset = target.mean - source.mean * gain
     shift = lab * (gain - 1).astype(np.float32) + offset.astype(np.float32)
-    return tinted(lab, shift, source)
+    return tinted(lab, shift, source, eyes)
 
 
-def tinted(lab: Colours, shift: Colours, skin: Statistics) -> Colours:
-    """lab + shift, in a and b by the pixel's own chroma in parts of the skin's, 1 at most."""
+def tinted(lab: Colours, shift: Colours, skin: Statistics, eyes: Mask) -> Colours:
+    """lab + shift, of which in a and b a pale pixel takes as little as it has colour: grey brows
+    and whites of eyes do not turn blue on the way to paler skin, nor orange on the way back. Where
+    skin gets richer in colour, all but the eyes takes more of it.
+    """
     own = float(np.hypot(*(skin.mean[1:] - 128)))
     if own > _COLOURED:
         chroma = np.hypot(lab[..., 1] - 128, lab[..., 2] - 128)
-        share = np.clip(_TINT * chroma / own, 0, 1)[..., None] ** [0, 1, 1]
+        richer = shift[..., 1:] @ (skin.mean[1:] - 128) > 0
+        share = np.clip(chroma / own + _PALE * richer * (1 - eyes), 0, 1)[..., None] ** [0, 1, 1]
         shift = (shift * share).astype(np.float32)
     return (lab + shift).astype(np.float32)
 
 
-def shifted(picture: Colours, toward: Colours, skin: Mask, skin_toward: Mask) -> Colours:
+def shifted(
+    picture: Colours, toward: Colours, skin: Mask, skin_toward: Mask, eyes: Mask
+) -> Colours:
     """`picture` with its skin's colours moved to those of `toward`.
 
     Both statistics are of skin alone, so that neither background nor lips pull at them. Without
@@ -93,7 +101,7 @@ def shifted(picture: Colours, toward: Colours, skin: Mask, skin_toward: Mask) ->
     source, target = statistics(lab, skin), statistics(to_lab(toward), skin_toward)
     if source is None or target is None:
         return picture
-    return to_rgb(transferred(lab, source, target))
+    return to_rgb(transferred(lab, source, target, eyes))
 
 
 def is_grey(lab: Colours) -> bool:

@@ -92,10 +92,11 @@ def _harmonised(source: Colours, below: Colours, mesh: Points) -> tuple[Colours,
     ours, theirs = colour.statistics(lab, both), colour.statistics(lab_below, both)
     if ours is None or theirs is None:
         return source, alike
-    lab = colour.transferred(lab, ours, theirs, _GAINS)
+    eyes = region.eyes(mesh, shape)
+    lab = colour.transferred(lab, ours, theirs, eyes, _GAINS)
     inside = region.erode(region.oval(mesh, shape), _INSET * width)
     light = blend.membrane(lab, lab_below, inside, alike * skin, interior=_LIGHT)
-    return colour.to_rgb(colour.tinted(lab, light, theirs)), alike
+    return colour.to_rgb(colour.tinted(lab, light, theirs, eyes)), alike
 
 
 def _mask(

@@ -267,6 +267,7 @@ def _colour_shifted(person: Person, *, keep_lips: bool) -> Person:
         resized(person.original[box.slices], size, cv2.INTER_AREA).astype(np.float32),
         region.skin(mesh, shape),
         region.skin(original_mesh, shape),
+        region.eyes(mesh, shape),
     )
     where = region.erode(region.oval(mesh, shape), 0.094 * times * width)
     if keep_lips:

@@ -19,13 +19,13 @@ def test_lab_and_back_is_the_same_picture() -> None:
 
 def test_skin_takes_the_others_mean_colour() -> None:
     dark, light = noise((140, 95, 70), 1), noise((225, 180, 160), 2)
-    moved = colour.shifted(dark, light, ALL, ALL)
+    moved = colour.shifted(dark, light, ALL, ALL, 0 * ALL)
     assert np.abs(moved.mean((0, 1)) - light.mean((0, 1))).max() < 4
 
 
 def test_a_flat_face_gives_no_infinite_gain() -> None:
     flat, lively = np.full((40, 40, 3), 128, np.float32), noise((220, 170, 150), 3)
-    moved = colour.shifted(flat, lively, ALL, ALL)
+    moved = colour.shifted(flat, lively, ALL, ALL, 0 * ALL)
     assert np.isfinite(moved).all()
     assert moved.std((0, 1)).max() < 1
 
@@ -35,13 +35,13 @@ def test_eye_whites_stay_white_when_skin_changes_its_tint() -> None:
     face[18:22, 18:22] = 210
     skin = ALL.copy()
     skin[16:24, 16:24] = 0
-    eye = colour.shifted(face, goal, skin, ALL)[18:22, 18:22].mean((0, 1))
+    eye = colour.shifted(face, goal, skin, ALL, 1 - skin)[18:22, 18:22].mean((0, 1))
     assert eye.max() - eye.min() < 6
 
 
 def test_too_little_skin_changes_nothing() -> None:
     face = noise((200, 150, 120), 6)
-    assert colour.shifted(face, face + 20, 0 * ALL, ALL) is face
+    assert colour.shifted(face, face + 20, 0 * ALL, ALL, ALL) is face
 
 
 def test_grey_and_sepia_are_grey_and_skin_is_not() -> None:

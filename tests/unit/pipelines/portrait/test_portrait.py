@@ -127,7 +127,9 @@ def overlapping(ardern: np.ndarray) -> np.ndarray:
         lambda picture: picture[:150],
         lambda picture: picture[::5, ::5],
         lambda picture: (picture // 8).astype(np.uint8),
-        lambda picture: np.repeat(np.repeat(picture, 6, axis=0), 6, axis=1),
+        lambda picture: np.pad(
+            picture.repeat(2, axis=0).repeat(2, axis=1), ((0, 1290), (1400, 0), (0, 0))
+        ),
         lambda picture: np.rot90(picture),
         overlapping,
     ],
