@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from deployments.cli import demo, doctor, generate, loras, tasks, train, up
+from deployments.cli import demo, doctor, generate, loras, portrait, tasks, train, up
 
 app = typer.Typer(
     name="daguerre",
@@ -41,10 +41,11 @@ def _root(
     """Prompts become pictures: a server, its client, and a local engine."""
 
 
-commands = (up.up, generate.generate, train.train, doctor.doctor, demo.demo)
+commands = (up.up, generate.generate, portrait.portrait, train.train, doctor.doctor, demo.demo)
 for command in (*commands, tasks.tasks, tasks.cancel, tasks.pause, tasks.resume):
     app.command()(command)
 app.add_typer(loras.app, name="loras")
+app.add_typer(portrait.faces, name="faces")
 
 
 def main() -> None:
