@@ -71,7 +71,8 @@ def test_only_what_is_masked_changes(photo, mask, padding, content, blur):
     assert finished.shape == kept.shape
     changed = (finished != kept).any(axis=2)
     scale = 1 if padding is not None else 64 / 96
-    reach = 3 * max(blur) + 2  # pixels beyond the mask that a blur touches
+    # pixels beyond the mask that a blur touches, and Lanczos where the mask is scaled
+    reach = 3 * max(blur) + (0 if padding is not None else 4)
     left, top, right, bottom = BOX[0] * scale, BOX[1], BOX[2] * scale, BOX[3]
     rows, columns = np.nonzero(changed)
     assert left - reach <= columns.min() <= columns.max() < right + reach
@@ -111,7 +112,7 @@ def test_a_mask_of_another_size_is_scaled_to_its_picture(photo):
     small.paste(255, (24, 8, 28, 20))
     canvas = lay_out(photo, small, Placement(width=96, height=64))
     assert canvas.mask.shape == (64, 96)
-    assert canvas.mask[28, 52] == 255
+    assert canvas.mask[28, 52] > 240
 
 
 @pytest.mark.parametrize("mode", ["stretch", "crop", "fill"])
