@@ -25,7 +25,7 @@ check: setup ## format, lint, types, layers, fast tests
 	$(VENV)/ruff check .
 	$(VENV)/mypy
 	$(VENV)/lint-imports
-	$(VENV)/pytest -q tests/unit
+	OMP_NUM_THREADS=1 $(VENV)/pytest -q -n auto --maxprocesses 8 tests/unit
 
 fix: setup ## format and mend what can be mended
 	$(VENV)/ruff check --fix .
