@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 _NEGATIVE = "Negative prompt:"
-_PAIR = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
+_PAIR = re.compile(r'(\w[\w \-/]{1,99}):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
 _SIZE = re.compile(r"(\d+)x(\d+)")
 _EMPHASIS = re.compile(r"(?<!\\)[(\[]")
 _LEAST_PAIRS = 3
@@ -91,6 +91,6 @@ def _unquoted(value: str) -> str:
     if value[:1] != '"' or value[-1:] != '"':
         return value
     try:
-        return str(json.loads(value))
+        return str(json.loads(value)).encode("utf-8", "replace").decode()
     except ValueError:
         return value

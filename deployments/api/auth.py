@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
+from collections.abc import Iterator
 
 from configs.settings import ApiSettings
 from deployments.api.errors import Unauthorized
@@ -19,12 +21,7 @@ class KeyAuth:
         self.header = settings.key_header
         self.required = bool(settings.keys)
         keys = [key.get_secret_value() for key in settings.keys]
-        # Clients differ in how they write a letter beyond ASCII into a header.
-        self._owners = {
-            _digest(key.encode(encoding, "replace")): owner_of(key)
-            for key in keys
-            for encoding in ("utf-8", "latin-1")
-        }
+        self._owners = {_digest(spelt): owner_of(key) for key in keys for spelt in _spellings(key)}
 
     def owner(self, given: str | None) -> str:
         """The stable owner id of a key. Raises Unauthorized.
@@ -35,13 +32,28 @@ class KeyAuth:
             return ANONYMOUS
         if not given or len(given) > MAX_KEY_CHARS:
             raise Unauthorized
-        digest, found = _digest(given.encode("latin-1", "replace")), None
+        digest, found = _digest(_bytes_of(given)), None
         for known, owner in self._owners.items():
             if hmac.compare_digest(digest, known):
                 found = owner
         if found is None:
             raise Unauthorized
         return found
+
+
+def _spellings(key: str) -> Iterator[bytes]:
+    """Clients differ in how they write a letter beyond ASCII into a header."""
+    yield key.encode()
+    with contextlib.suppress(UnicodeEncodeError):
+        yield key.encode("latin-1")
+
+
+def _bytes_of(given: str) -> bytes:
+    """As it was sent: headers are read as Latin-1, a password of HTTP Basic as UTF-8."""
+    try:
+        return given.encode("latin-1")
+    except UnicodeEncodeError:
+        return given.encode("utf-8", "surrogatepass")
 
 
 def owner_of(key: str) -> str:

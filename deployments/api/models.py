@@ -204,10 +204,15 @@ class ModelService:
     async def _training(self, draft: Draft) -> NewTraining:
         plan = draft.plan
         pictures = _named("data", plan.data)
-        for number, dataset_id in enumerate(plan.data.choices):
+        most = self._services.settings.training.max_pictures
+        for number, dataset_id in enumerate(dict.fromkeys(plan.data.choices)):
             dataset = await self._choice(number, dataset_id, draft.owner)
             pictures += _named(f"data.choices.{number}", dataset.dataset.data)
             await self.drafts.update(dataset, dataset.dataset)  # it is in use: its age begins anew
+            if len(pictures) > most:
+                raise InvalidRequest(
+                    "data", f"data must name at most {most} pictures, given {len(pictures)} or more"
+                )
         return NewTraining(
             name=plan.name,
             job=plan.job,

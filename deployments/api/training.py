@@ -41,6 +41,8 @@ from training.lora.source import Bounds, Example, read_files, read_zip, write_ar
 log = get_logger(__name__)
 
 _FETCHES = 4
+FETCH_ALL_S = 300.0
+"""For all pictures of one training: others wait meanwhile."""
 """Pictures of one job fetched at once."""
 _STORED = re.compile(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})/(\d{1,4})")
 _ZIP = (b"PK\x03\x04", b"PK\x05\x06")
@@ -82,7 +84,7 @@ class TrainingService:
         self._settings, self._limits = settings, settings.training
         self._store, self._objects, self._registry = store, objects, registry
         self._url_policy = UrlPolicy(settings.training.allowed_private_hosts)
-        self._one = asyncio.Semaphore(1)  # each may hold `max_bytes`
+        self._few = asyncio.Semaphore(2)  # each may hold `max_bytes`
 
     async def submit(self, new: NewTraining, model: str, owner: str) -> Task:
         """A task, or the one made by the same idempotency key.
@@ -100,8 +102,9 @@ class TrainingService:
         if "checkpoint_every" not in job.model_fields_set:
             job = job.model_copy(update={"checkpoint_every": self._limits.checkpoint_every})
         task_id = new.task_id or str(uuid.uuid4())
-        async with self._one:
-            named = await self._fetched(new.pictures, owner)
+        async with self._few:
+            async with asyncio.timeout(FETCH_ALL_S):
+                named = await self._fetched(new.pictures, owner)
             examples = await asyncio.to_thread(self._judged, new, named)
             digest = await asyncio.to_thread(_fingerprint, new, model, examples)
             await self._keep(examples, pictures_key(task_id))

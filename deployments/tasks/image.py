@@ -16,6 +16,7 @@ from deployments.tasks.limit import (
     SIDE_STEP_PX,
     OutputFormat,
     Size,
+    check_init,
     check_lengths,
     check_within,
     checked_blur,
@@ -200,6 +201,9 @@ class ImageFields(BaseModel):
             raise InvalidRequest("tiny_decode", f"tiny_decode: {model} has no tiny VAE, given true")
         scheduler = self.scheduler or preset.scheduler
         key, size = init_image or (None, None)
+        if size:
+            pictures = num_images if self.masked_padding is not None else 0
+            check_init(size, limits, latent=self.resize_mode == "latent", pasted=pictures)
         placed = self.resize_mode is not None or self.masked_padding is not None
         own = fitted_size(size, limits) if size and not placed else None
         width, height = own or self._size(preset, limits)

@@ -72,6 +72,22 @@ def checked_blur(given: tuple[float, float]) -> tuple[float, float]:
     return given
 
 
+def check_init(size: Size, limits: LimitSettings, *, latent: bool, pasted: int) -> None:
+    """Of an initial picture. `latent`: it goes through the VAE as it is; `pasted`: so many pictures
+    come back in its size. Raises InvalidRequest.
+    """
+    width, height = size
+    for pixels, most, what in (
+        (width * height * latent, limits.max_pixels, "with resize_mode latent"),
+        (width * height * pasted, limits.max_input_pixels, "times num_images with masked_padding"),
+    ):
+        if pixels > most:
+            raise InvalidRequest(
+                "init_image",
+                f"init_image must be at most {most} pixels {what}, given {width} x {height}",
+            )
+
+
 def fitted_size(size: Size, limits: LimitSettings) -> Size:
     """The initial picture's size brought under the limits, aspect ratio kept, sides rounded down
     to a multiple of 8.

@@ -48,7 +48,15 @@ def preview(parts: Components, states: Sequence[ImageState]) -> list[Picture]:
     tiny = parts.tiny_vae is not None
     tiling = states[0].request.tiling
     drawn, _ = decode_latents(parts, torch.cat(latents), tiny=tiny, tiling=tiling)
-    return _pasted(states, drawn)
+    return [
+        # one of a region is shown by itself: what it is pasted onto may be large
+        picture if _is_region(state.request) else paste_kept(state.request, picture)
+        for state, picture in zip(states, drawn, strict=True)
+    ]
+
+
+def _is_region(request: ImageRequest) -> bool:
+    return request.overlay is not None and request.overlay.region is not None
 
 
 def _pasted(states: Sequence[ImageState], pictures: Sequence[Picture]) -> list[Picture]:

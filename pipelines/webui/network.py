@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
-_TAG: Final = re.compile(r"<(\w+):([^>]+)>")
+_TAG: Final = re.compile(r"<(\w+):([^>]{1,1000})>")
 
 LORA_KINDS: Final = ("lora", "lyco")
 """Two words for the same thing."""

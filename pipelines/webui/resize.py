@@ -12,6 +12,8 @@ COVER: Final = 1
 FIT: Final = 2
 LATENT: Final = 3
 """The latents are resized, and the pixels left as they are."""
+_FAR: Final = 4.0
+"""Times the aspect ratio that is wanted."""
 
 Resize = Callable[[Image.Image, int, int], Image.Image]
 """To exactly this width and height: Lanczos, or a model that enlarges."""
@@ -38,6 +40,8 @@ def resize_image(
 
 def cover(image: Image.Image, width: int, height: int, resize: Resize = lanczos) -> Image.Image:
     """As large as fills all; what is beyond is cut off on both sides."""
+    if _far_from(image, width, height):  # what would be cut off is never made: it may be terabytes
+        return resize(_cut(image, width, height), width, height)
     wide = width / height > image.width / image.height
     new_width = width if wide else image.width * height // image.height
     new_height = image.height * width // image.width if wide else height
@@ -62,6 +66,19 @@ def fit(image: Image.Image, width: int, height: int, resize: Resize = lanczos) -
         if min(size) > 0:
             canvas.paste(resized.crop(edge).resize(size), box)
     return canvas
+
+
+def _far_from(image: Image.Image, width: int, height: int) -> bool:
+    shape = image.width * height / (image.height * width)
+    return max(shape, 1 / shape) > _FAR
+
+
+def _cut(image: Image.Image, width: int, height: int) -> Image.Image:
+    """The middle, in the shape of width x height."""
+    across = min(image.width, -(-image.height * width // height))
+    down = min(image.height, -(-image.width * height // width))
+    left, top = (image.width - across) // 2, (image.height - down) // 2
+    return image.crop((left, top, left + across, top + down))
 
 
 def _pasted(image: Image.Image, width: int, height: int) -> Image.Image:

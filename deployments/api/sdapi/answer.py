@@ -27,15 +27,15 @@ async def answer_of(wanted: Wanted, task: Task, services: Services) -> dict[str,
     if task.status is not Status.CANCELED:
         succeeded(task)
     files = [await services.objects.get(output.key) for output in task.outputs]
-    drawn = len(files)
-    gridded = drawn > 1 and bool(wanted.given("save_images") and wanted.options[OPTION_GRID])
+    drawn = list(files)
+    gridded = len(drawn) > 1 and bool(wanted.given("save_images") and wanted.options[OPTION_GRID])
     if gridded:
-        files.insert(0, await asyncio.to_thread(grid_of, files))
+        files.insert(0, await services.decode(lambda: grid_of(drawn)))
     images = await asyncio.to_thread(_encoded, files) if wanted.given("send_images") else []
     return {
         "images": images,
         "parameters": _echo(wanted),
-        "info": info_of(wanted, task, drawn, grid=gridded),
+        "info": info_of(wanted, task, len(drawn), grid=gridded),
     }
 
 

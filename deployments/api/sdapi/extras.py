@@ -35,7 +35,7 @@ class ExtrasBody(BaseModel):
     gfpgan_visibility: Share = 0
     codeformer_visibility: Share = 0
     codeformer_weight: Share = 0
-    upscaling_resize: Annotated[Float, Field(gt=0)] = 2
+    upscaling_resize: Annotated[Float, Field(gt=0, le=1000)] = 2
     upscaling_resize_w: Annotated[Int, Field(ge=1)] = 512
     upscaling_resize_h: Annotated[Int, Field(ge=1)] = 512
     upscaling_crop: Bool = True
@@ -71,7 +71,11 @@ async def enlarged(
 ) -> tuple[list[str], str]:
     """The pictures as base64 PNG files, and what is told of them. Raises InvalidRequest."""
     _check_supported(body)
-    files = [await sent_bytes(text, field, services) for text in sent]
+    left, files = (most := services.settings.http.max_body_bytes), list[bytes]()
+    for text in sent:  # addresses may name far more than a body can hold
+        files.append(await sent_bytes(text, field, services))
+        if (left := left - len(files[-1])) < 0:
+            raise InvalidRequest(field, f"{field} must be at most {most} bytes in all, given more")
     pixels = services.settings.limits.max_input_pixels
     images = await services.decode(lambda: _enlarge_all(body, files, field, pixels))
     return images, f"<p>Upscaler: {body.upscaler_1}, scale: {body.upscaling_resize:g}</p>"

@@ -78,7 +78,8 @@ class Jobs:
             return next(iter(await self.active()), None)
         known = await self.services.store.callers.task_id(self.owner, KEY_PREFIX + id_task)
         try:
-            return await self.services.task(known or id_task, self.owner)
+            task = await self.services.task(known or id_task, self.owner)
+            return task if client_id(task) else None
         except TaskNotFound:
             named = (task for task in await self.active() if client_id(task) == id_task)
             return next(named, None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Annotated, Any
@@ -22,7 +23,14 @@ MAX_OPTIONS = 1000
 
 class OptionsRequest(StrictRequest):
     async def json(self) -> Any:
-        return parse_json(await self.body(), max_keys=MAX_OPTIONS)
+        body = await self.body()
+        found = parse_json(body, max_keys=MAX_OPTIONS)
+        if b"\\ud" in body.lower():
+            try:
+                json.dumps(found, ensure_ascii=False).encode()
+            except UnicodeEncodeError:  # could not be told back to anybody
+                raise json.JSONDecodeError("half a surrogate pair", "", 0) from None
+        return found
 
 
 class SdapiRoute(KeyedRoute):

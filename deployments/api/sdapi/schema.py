@@ -5,13 +5,15 @@ Null stands for the default everywhere; unknown fields are ignored.
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from deployments.api.sdapi.coercion import Bool, Dict, Float, Int, Str
 
 T = TypeVar("T", bound="GenerationBody")
+Short = Annotated[Str, Field(max_length=20_000)]
+"""Text that is parsed before the limits of `generate` judge it."""
 
 
 class GenerationBody(BaseModel):
@@ -19,9 +21,9 @@ class GenerationBody(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    prompt: Str | None = ""
-    negative_prompt: Str | None = ""
-    styles: list[Str] | None = None
+    prompt: Short | None = ""
+    negative_prompt: Short | None = ""
+    styles: list[Str] | None = Field(None, max_length=100)
     seed: Int | None = Field(-1, description="-1: a random one; picture i has seed + i.")
     subseed: Int | None = -1
     subseed_strength: Float | None = 0.0
@@ -65,7 +67,7 @@ class GenerationBody(BaseModel):
     force_task_id: Str | None = Field(
         None, max_length=200, description="Sent again, it finds the same task again."
     )
-    infotext: Str | None = Field(
+    infotext: Short | None = Field(
         None, description="Text of a picture's metadata; fills in what is left out here."
     )
 
@@ -88,8 +90,8 @@ class Txt2ImgBody(GenerationBody):
     hr_checkpoint_name: Str | None = None
     hr_sampler_name: Str | None = None
     hr_scheduler: Str | None = None
-    hr_prompt: Str | None = ""
-    hr_negative_prompt: Str | None = ""
+    hr_prompt: Short | None = ""
+    hr_negative_prompt: Short | None = ""
 
 
 class Img2ImgBody(GenerationBody):

@@ -43,7 +43,7 @@ async def submission_of(wanted: Wanted, services: Services) -> Submission:
         model=wanted.model,
         init_image=init_image,
         mask_image=mask_image,
-        idempotency_key=body.force_task_id and KEY_PREFIX + body.force_task_id,
+        idempotency_key=KEY_PREFIX + body.force_task_id if body.force_task_id else None,
         metadata=Metadata(
             prompt=wanted.prompt, negative_prompt=wanted.negative_prompt, labels=labels_of(wanted)
         ),

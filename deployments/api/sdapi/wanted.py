@@ -14,6 +14,7 @@ from deployments.api.sdapi import infotext, options
 from deployments.api.sdapi.schema import GenerationBody, Txt2ImgBody
 from deployments.api.sdapi.script import check_scripts
 from deployments.api.sdapi.style import read_styles, styled
+from deployments.tasks.limit import check_lengths
 from deployments.tasks.lora import LoraEntry
 from pipelines.errors import InvalidRequest
 from pipelines.webui.network import LoraTag, extract_networks, lora_tags
@@ -127,6 +128,7 @@ def wanted_of(body: T, stored: Mapping[str, Any], settings: Settings) -> Wanted:
     known = read_styles(settings.styles_file)
     worn = [known[name] for name in body.styles or () if name in known]
     prompt, negative = styled((body.prompt or "", body.negative_prompt or ""), worn)
+    check_lengths(settings.limits, prompt=prompt, negative_prompt=negative)
     sampler, schedule = resolve_sampler(body.sampler_name or body.sampler_index, body.scheduler)
     return Wanted(body, values, prompt, negative, sampler, schedule)
 

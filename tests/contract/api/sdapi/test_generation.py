@@ -324,3 +324,32 @@ async def test_two_callers_of_different_keys_do_not_see_each_other(open_api, con
     assert (await webui.get("progress"))["state"]["job_count"] == 1
     await webui.finish(claimed)
     assert (await asyncio.wait_for(call, 30)).status_code == 200
+
+
+async def test_an_empty_force_task_id_is_none(webui):
+    for steps in (2, 3):
+        await webui.draw("txt2img", **SMALL | {"steps": steps}, force_task_id="")
+
+
+@pytest.mark.parametrize(
+    ("field", "given"),
+    [
+        ("prompt", "fox\n#" + "a" * 30_000),
+        ("negative_prompt", "<x:" + "b" * 30_000 + ">"),
+        ("infotext", "a" * 30_000),
+        ("styles", ["none"] * 101),
+    ],
+)
+async def test_text_that_no_prompt_may_have_is_refused_before_it_is_parsed(webui, field, given):
+    assert await webui.refusal("txt2img", **SMALL | {field: given}) == (422, field)
+
+
+async def test_half_a_surrogate_pair_is_refused_wherever_it_stands(webui):
+    for path, body in (
+        ("options", b'{"disabled_extensions": ["\\ud800"]}'),
+        ("txt2img", b'{"prompt": "a fox", "comments": {"a": "\\ud800"}}'),
+    ):
+        headers = {"Content-Type": "application/json"}
+        answer = await webui.api.http.post(f"/sdapi/v1/{path}", content=body, headers=headers)
+        assert 400 <= answer.status_code < 500
+    assert await webui.get("options")

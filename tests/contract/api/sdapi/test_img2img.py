@@ -124,3 +124,28 @@ async def test_what_cannot_be_honoured_is_refused_by_name(webui, field, value):
     given = {"init_images": [file(photo())], "mask": file(mask())}
     status, told = await webui.refusal("img2img", **SMALL, **given, **{field: value})
     assert (status, told) == (422, field)
+
+
+async def test_a_picture_is_as_large_as_its_way_through_the_vae_or_its_answer_allows(
+    open_api, connect
+):
+    webui = connect(await open_api(limits={"max_pixels": 96 * 64, "max_input_pixels": 200_000}))
+    large = file(photo(128, 96))
+    refused = await webui.refusal("img2img", **SMALL, init_images=[large], resize_mode=3)
+    assert refused == (422, "init_images")
+    many = {"init_images": [large], "mask": file(mask(128, 96)), "batch_size": 10}
+    widest = file(photo(256, 128))
+    assert await webui.refusal("img2img", **SMALL, **many | {"init_images": [widest]}) == (
+        422,
+        "init_images",
+    )
+
+
+async def test_a_training_is_no_job_of_this_dialect(webui):
+    training = {"name": "ink", "pictures": [{"image": f"data:image/png;base64,{file(photo())}"}]}
+    made = await webui.api.http.post("/api/v1/loras", json=training)
+    task_id = made.json()["task_id"]
+    assert (await webui.get("progress", id_task=task_id))["progress"] == 0
+    await webui.api.http.post(f"/sdapi/v1/interrupt?id_task={task_id}")
+    task = (await webui.api.http.get(f"/api/v1/tasks/{task_id}")).json()
+    assert task["status"] == "pending"

@@ -51,3 +51,13 @@ def test_every_key_is_compared_whichever_fits(monkeypatch):
 
 def test_a_key_is_not_in_its_holder_s_memory_as_text():
     assert "alpha" not in str(vars(auth("alpha")))
+
+
+def test_keys_of_other_scripts_are_told_apart_however_they_were_read():
+    keys = auth("密钥密钥", "钥密钥密")
+    for given in ("????", "错误密码"):
+        with pytest.raises(Unauthorized):
+            keys.owner(given)
+    for key in ("密钥密钥", "钥密钥密"):
+        in_header = key.encode().decode("latin-1")
+        assert keys.owner(key) == keys.owner(in_header) == owner_of(key)

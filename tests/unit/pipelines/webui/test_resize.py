@@ -55,3 +55,12 @@ def test_an_upscaler_may_take_the_place_of_lanczos() -> None:
 
     assert resize_image(COVER, stripes(16, 32), 32, 32, nearest).size == (32, 32)
     assert asked == [(32, 64)]
+
+
+def test_a_thread_that_is_to_cover_a_square_does_not_become_a_sheet():
+    thread = Image.new(
+        "L", (4, 1_000_000), 9
+    )  # scaled to cover, it would be 30,000 of these squares
+    covered = resize_image(COVER, thread, 64, 64)
+    assert covered.size == (64, 64)
+    assert covered.getextrema() == (9, 9)
