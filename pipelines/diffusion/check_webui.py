@@ -11,8 +11,8 @@ from pipelines.components import Components
 from pipelines.engine.request import Hires, ImageRequest, Mask, Overlay, Picture
 from pipelines.errors import InvalidRequest
 from pipelines.sampler_schedule import DEFAULT
-from pipelines.webui.hires import LATENT_UPSCALERS, PIXEL_UPSCALERS
 from pipelines.webui.sampler import WEBUI_SAMPLERS, WEBUI_SCHEDULERS
+from pipelines.webui.upscale import LATENT_UPSCALERS, PIXEL_UPSCALERS
 
 MOST_STEPS = 1000
 MOST_SEED_PIXELS = 8192

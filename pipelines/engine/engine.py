@@ -32,7 +32,6 @@ from pipelines.engine.snapshot import Snapshot, resume, take_snapshot
 from pipelines.engine.ticket import Ticket
 from pipelines.errors import InvalidRequest, RequestCanceled, explained
 from pipelines.loader import SLOTS, Loader, Slots, brings_files
-from pipelines.webui.hires import pixel_pass
 
 log = logging.getLogger("ray.serve.daguerre.engine")
 T = TypeVar("T")
@@ -147,11 +146,12 @@ class Engine:
         ending, self._ending = self._ending, {}
         for request_id in ending.keys() & self._jobs.keys():
             job = self._jobs[request_id]
-            if not ending[request_id] or job.state is None or not job.state.step_index:
-                self._fail(job, RequestCanceled(f"request {request_id} was canceled"))
-            elif request_id not in self._decoding:
-                job.state.cut_short = True
+            if ending[request_id] and (request_id in self._decoding or job.is_between_passes):
+                self._ending[request_id] = True  # once its picture is there, or has a step more
+            elif ending[request_id] and job.cut_short():
                 self._after_step(job)
+            else:
+                self._fail(job, RequestCanceled(f"request {request_id} was canceled"))
 
     def _enter_loaded(self) -> None:
         """Requests whose files are loaded by now join those that wait for rows."""
@@ -248,7 +248,7 @@ class Engine:
         for job, state, picture in zip(jobs, states, pictures, strict=True):
             if state.error is not None:
                 self._fail(job, state.error)
-            elif (second := pixel_pass(job.request, picture)) is not None:
+            elif (second := self.diffusion.pixel_pass(state, picture)) is not None:
                 del self._decoding[second.id]
                 self._go_on(job, second)
             else:

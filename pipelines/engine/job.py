@@ -40,6 +40,18 @@ class Job:
         done = self.steps_before + self.state.step_index
         return done, self.steps_before + self.state.steps + self.steps_to_come
 
+    @property
+    def is_between_passes(self) -> bool:
+        """Whether the picture of the first waits to become that of the second."""
+        return self.steps_before > 0 and (self.state is None or self.state.step_index == 0)
+
+    def cut_short(self) -> bool:
+        """No more steps are wanted. False where none is made, and nothing is to be seen."""
+        if self.state is None or self.state.step_index == 0:
+            return False
+        self.state.cut_short = True
+        return True
+
     def go_on(self, request: ImageRequest) -> None:
         """With the second pass, which is another request to all but who asked."""
         self.steps_before += self.state.steps if self.state else 0

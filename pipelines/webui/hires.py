@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -12,55 +10,7 @@ from PIL import Image
 from torch.nn import functional
 
 from pipelines.engine.request import Hires, ImageRequest, Latents, Picture
-from pipelines.webui.resize import Resize, lanczos
-
-LATENT_UPSCALERS: Final[Mapping[str, Mapping[str, Any]]] = {
-    "Latent": {"mode": "bilinear", "antialias": False},
-    "Latent (antialiased)": {"mode": "bilinear", "antialias": True},
-    "Latent (bicubic)": {"mode": "bicubic", "antialias": False},
-    "Latent (bicubic antialiased)": {"mode": "bicubic", "antialias": True},
-    "Latent (nearest)": {"mode": "nearest"},
-    "Latent (nearest-exact)": {"mode": "nearest-exact"},
-}
-"""How the latents themselves are enlarged."""
-
-
-def _nearest(image: Image.Image, width: int, height: int) -> Image.Image:
-    return image.resize((width, height), Image.Resampling.NEAREST)
-
-
-PIXEL_UPSCALERS: Final[Mapping[str, Resize]] = {
-    "None": lanczos,
-    "Lanczos": lanczos,
-    "Nearest": _nearest,
-}
-"""How the picture is, which is decoded for it."""
-
-
-class HiresSize(NamedTuple):
-    """Pixels."""
-
-    width: int
-    height: int
-    enlarged: tuple[int, int]
-    """Before both sides are cut to the above."""
-
-
-def hires_size(
-    width: int, height: int, *, scale: float = 2.0, resize_x: int = 0, resize_y: int = 0
-) -> HiresSize:
-    """Of the second pass: by `scale`; or one side as given; or both, the picture covering them."""
-    if not resize_x and not resize_y:
-        resize_x, resize_y = int(width * scale), int(height * scale)
-        return HiresSize(resize_x, resize_y, (resize_x, resize_y))
-    by_width = (resize_x, resize_x * height // width)
-    by_height = (resize_y * width // height, resize_y)
-    if not resize_y:
-        return HiresSize(*by_width, by_width)
-    if not resize_x:
-        return HiresSize(*by_height, by_height)
-    enlarged = by_width if width / height < resize_x / resize_y else by_height
-    return HiresSize(resize_x, resize_y, enlarged)
+from pipelines.webui.upscale import LATENT_UPSCALERS, PIXEL_UPSCALERS
 
 
 def latent_pass(request: ImageRequest, latents: torch.Tensor, factor: int) -> ImageRequest | None:

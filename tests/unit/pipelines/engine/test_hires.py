@@ -23,7 +23,7 @@ from pipelines.engine.request import (
     Picture,
 )
 from pipelines.errors import InvalidRequest
-from pipelines.webui.hires import LATENT_UPSCALERS, PIXEL_UPSCALERS, hires_size
+from pipelines.webui.upscale import LATENT_UPSCALERS, PIXEL_UPSCALERS, hires_size
 
 MakeRequest = Callable[..., ImageRequest]
 
@@ -129,6 +129,26 @@ def test_a_request_may_be_canceled_in_its_second_pass(sd: Components, hires: Mak
     assert isinstance(outcomes[-1], Failure)
     assert engine.idle
     assert engine.scheduler.rows == 0
+
+
+@pytest.mark.parametrize("upscaler", ["Latent", "Lanczos"])
+@pytest.mark.parametrize("steps", range(1, 8))
+def test_a_request_may_be_ended_in_either_pass_with_what_is_drawn(
+    sd: Components, hires: MakeRequest, upscaler: str, steps: int
+) -> None:
+    outcomes: list[Outcome] = []
+    engine = Engine(sd, report=outcomes.append)
+    request = hires(hires={"upscaler": upscaler, "num_inference_steps": 20})
+    engine.add(request)
+    for _ in range(steps):
+        engine.step()
+    engine.cancel(request.id, drawn=True)
+    for _ in range(5):
+        engine.step()
+    assert engine.idle
+    result = outcomes[-1]
+    assert isinstance(result, ImageResult)
+    assert result.picture.shape == ((64, 64, 3) if steps < 4 else (80, 96, 3))
 
 
 def test_prompts_of_the_second_pass_count_their_steps_on(
