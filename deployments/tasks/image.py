@@ -12,12 +12,11 @@ from configs.sampler import ScheduleName, SchedulerName
 from configs.settings import LimitSettings, ModelSettings, Settings
 from deployments.tasks.field import Real, Text, Whole
 from deployments.tasks.limit import (
-    MIN_SIDE_PX,
-    SIDE_STEP_PX,
     OutputFormat,
     Size,
     check_init,
     check_lengths,
+    check_size,
     check_within,
     checked_blur,
     checked_interval,
@@ -48,7 +47,7 @@ MAX_CLIP_SKIP = 11
 """The text encoders of Stable Diffusion have 12 layers, of which one must be left."""
 
 _FINE = frozenset({"schedule", "eta", "prompt_weighting", "long_prompt", "clip_skip"})
-_FINE |= {"guidance_rescale", "guidance_interval", "deep_cache", "tiny_decode", "webui"}
+_FINE |= {"guidance_rescale", "guidance_interval", "deep_cache", "tiny_decode", "tiling", "webui"}
 """Fields that stand in a picture's metadata only where they were used."""
 
 
@@ -148,6 +147,7 @@ class ImageFields(BaseModel):
     tiny_decode: bool | None = Field(
         False, description="Decode with the model's tiny VAE: quicker, coarser."
     )
+    tiling: bool | None = Field(False, description="Opposite borders of the picture fit together.")
     webui: WebuiFields | None = Field(
         None,
         description="Draw as the A1111 web UI does, with one of its samplers and its prompt "
@@ -207,6 +207,8 @@ class ImageFields(BaseModel):
         placed = self.resize_mode is not None or self.masked_padding is not None
         own = fitted_size(size, limits) if size and not placed else None
         width, height = own or self._size(preset, limits)
+        if hires := self.webui and self.webui.hires:
+            hires.check(limits, width, height, is_first=init_image is None)
         return ImageOrder(
             prompt=self.prompt,
             negative_prompt=self.negative_prompt or "",
@@ -233,6 +235,7 @@ class ImageFields(BaseModel):
             guidance_interval=interval,
             deep_cache=given_or(self.deep_cache, 1),
             tiny_decode=given_or(self.tiny_decode, False),
+            tiling=given_or(self.tiling, False),
             webui=self.webui and self.webui.resolved(),
             output_format=file_format(self.output_format),
             model=model,
@@ -240,20 +243,7 @@ class ImageFields(BaseModel):
 
     def _size(self, preset: ModelSettings, limits: LimitSettings) -> tuple[int | None, int | None]:
         width, height = given_or(self.width, preset.width), given_or(self.height, preset.height)
-        for field, side in (("width", width), ("height", height)):
-            if side is None:
-                continue
-            check_within(field, side, MIN_SIDE_PX, limits.max_side_px)
-            if side % SIDE_STEP_PX:
-                raise InvalidRequest(
-                    field, f"{field} must be a multiple of {SIDE_STEP_PX}, given {side}"
-                )
-        if width and height and width * height > limits.max_pixels:
-            raise InvalidRequest(
-                "width",
-                f"width x height must be at most {limits.max_pixels} pixels, "
-                f"given {width} x {height} = {width * height}",
-            )
+        check_size(limits, width, height)
         return width, height
 
 
@@ -286,6 +276,7 @@ class ImageOrder(Frozen):
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     deep_cache: int = Field(1, ge=1, le=MAX_DEEP_CACHE)
     tiny_decode: bool = False
+    tiling: bool = False
     webui: WebuiFields | None = None
     loras: tuple[OrderedLora, ...] = ()
     strength: float = Field(0.75, ge=0, le=1, description="Used with an initial picture only.")
@@ -371,6 +362,7 @@ class ImageJob(ImageOrder):
                 guidance_interval=self.guidance_interval,
                 deep_cache=self.deep_cache,
                 tiny_decode=self.tiny_decode,
+                tiling=self.tiling,
                 loras=loras,
                 priority=priority,
             )
@@ -379,8 +371,8 @@ class ImageJob(ImageOrder):
         if self.webui is None:
             return requests
         own = [
-            self.webui.request_fields(i, self.seeds(i)["Seed"], self.clip_skip)
-            for i in range(self.num_images)
+            self.webui.request_fields(i, request, self.seeds(i)["Seed"])
+            for i, request in enumerate(requests)
         ]
         return [replace(request, **fields) for request, fields in zip(requests, own, strict=True)]
 

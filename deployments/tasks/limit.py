@@ -47,6 +47,26 @@ def check_within(field: str, value: float, low: float, high: float) -> None:
         raise InvalidRequest(field, f"{field} must be {low} to {high}, given {str(value)[:40]}")
 
 
+def check_size(
+    limits: LimitSettings, width: int | None, height: int | None, *, prefix: str = ""
+) -> None:
+    """None is not judged. `prefix` stands before the fields' names."""
+    for field, side in ((f"{prefix}width", width), (f"{prefix}height", height)):
+        if side is None:
+            continue
+        check_within(field, side, MIN_SIDE_PX, limits.max_side_px)
+        if side % SIDE_STEP_PX:
+            raise InvalidRequest(
+                field, f"{field} must be a multiple of {SIDE_STEP_PX}, given {side}"
+            )
+    if width and height and width * height > limits.max_pixels:
+        raise InvalidRequest(
+            f"{prefix}width",
+            f"{prefix}width x height must be at most {limits.max_pixels} pixels, "
+            f"given {width} x {height} = {width * height}",
+        )
+
+
 def checked_schedule(given: ScheduleName, scheduler: SchedulerName) -> ScheduleName:
     if given not in (known := SUPPORTED_SCHEDULES[scheduler]):
         raise InvalidRequest(

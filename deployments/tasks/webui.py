@@ -8,10 +8,12 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from deployments.tasks.field import Real, Whole
+from deployments.tasks.field import Real, WebuiSampler, WebuiScheduler, Whole
+from deployments.tasks.hires import HiresFields
 from deployments.tasks.model import Frozen
+from pipelines.engine.request import ImageRequest
 from pipelines.infotext import write
-from pipelines.webui.sampler import AUTOMATIC, WEBUI_SAMPLERS, WEBUI_SCHEDULERS
+from pipelines.webui.sampler import AUTOMATIC
 
 MAX_SEED_SIDE_PX = 4096
 
@@ -19,8 +21,8 @@ MAX_SEED_SIDE_PX = 4096
 class WebuiFields(Frozen):
     """The picture is that of the web UI: its samplers, noise levels, seeds and prompt language."""
 
-    sampler: str = Field(description="By its name in the web UI, such as `DPM++ 2M`.")
-    scheduler: str = Field(AUTOMATIC, description="By its label there.")
+    sampler: WebuiSampler = Field(description="By its name in the web UI, such as `DPM++ 2M`.")
+    scheduler: WebuiScheduler = Field(AUTOMATIC, description="By its label there.")
     s_churn: Real = Field(0.0, ge=0)
     s_tmin: Real = Field(0.0, ge=0)
     s_tmax: Real = Field(0.0, ge=0, description="0: no end.")
@@ -38,21 +40,7 @@ class WebuiFields(Frozen):
     eta_noise_seed_delta: Whole = Field(0, ge=-(2**31), le=2**31)
     noise_multiplier: Real = Field(1.0, ge=0)
     exact_steps: bool = False
-
-    @field_validator("sampler")
-    @classmethod
-    def _sampler_is_known(cls, value: str) -> str:
-        if value not in WEBUI_SAMPLERS:
-            raise ValueError(f"must be one of {', '.join(WEBUI_SAMPLERS)}")
-        return value
-
-    @field_validator("scheduler")
-    @classmethod
-    def _scheduler_is_known(cls, value: str) -> str:
-        known = [one.label for one in WEBUI_SCHEDULERS]
-        if value not in known:
-            raise ValueError(f"must be one of {', '.join(known)}")
-        return value
+    hires: HiresFields | None = Field(None, description="A second pass; text-to-image only.")
 
     @field_validator("seed_resize")
     @classmethod
@@ -73,10 +61,10 @@ class WebuiFields(Frozen):
             return self
         return self.model_copy(update={"variation_seed": self.variation_seed + index})
 
-    def request_fields(self, index: int, seed: int, clip_skip: int) -> dict[str, Any]:
-        """Fields of picture `index`'s ImageRequest, in place of those that the order has itself."""
+    def request_fields(self, index: int, request: ImageRequest, seed: int) -> dict[str, Any]:
+        """Of picture `index`'s request, which has all that the order has itself: the others."""
         own = self.varied(index)
-        return own.model_dump(exclude={"sampler", "scheduler"}) | {
+        return own.model_dump(exclude={"sampler", "scheduler", "hires"}) | {
             "scheduler": self.sampler,
             "schedule": self.scheduler,
             "seed": seed,
@@ -85,7 +73,8 @@ class WebuiFields(Frozen):
             "prompt_editing": True,
             "prompt_weighting": True,
             "long_prompt": True,
-            "negative_clip_skip": clip_skip,
+            "negative_clip_skip": request.clip_skip,
+            "hires": self.hires and self.hires.request(request.width, request.height),
         }
 
 

@@ -116,16 +116,22 @@ def resolve_sampler(sampler: str | None, scheduler: str | None = None) -> tuple[
     A scheduler behind the sampler's name wins; an unknown sampler is the first, an unknown
     scheduler and the sampler's own are `AUTOMATIC`.
     """
-    name = sampler or next(iter(WEBUI_SAMPLERS))
-    found = _BY_NAME.get(scheduler or "", WEBUI_SCHEDULERS[0])
-    for one in WEBUI_SCHEDULERS:
-        endings = [f" {word}" for word in (one.label, one.name, one.alias) if word]
-        if ending := next((ending for ending in endings if name.endswith(ending)), None):
-            name, found = name.removesuffix(ending), one
+    name, behind = split_sampler(sampler or next(iter(WEBUI_SAMPLERS)))
+    found = behind or _BY_NAME.get(scheduler or "", WEBUI_SCHEDULERS[0])
     if name not in WEBUI_SAMPLERS:
         name = next(iter(WEBUI_SAMPLERS))
     own = WEBUI_SAMPLERS[name].scheduler == found.name
     return name, AUTOMATIC if own else found.label
+
+
+def split_sampler(name: str) -> tuple[str, WebuiScheduler | None]:
+    """The name of a sampler without that of a scheduler behind it, and the scheduler."""
+    found = None
+    for one in WEBUI_SCHEDULERS:
+        endings = [f" {word}" for word in (one.label, one.name, one.alias) if word]
+        if ending := next((ending for ending in endings if name.endswith(ending)), None):
+            name, found = name.removesuffix(ending), one
+    return name, found
 
 
 def default_eta(sampler: str) -> float:
@@ -135,6 +141,7 @@ def default_eta(sampler: str) -> float:
 
 # --- image-to-image ----------------------------------------------------------------------------
 
+MOST_SCHEDULE_STEPS: Final = 100_000
 _MOST: Final = 0.999
 
 
@@ -158,7 +165,16 @@ class ImageSteps(NamedTuple):
 
 
 def image_steps(steps: int, strength: float, *, exact: bool = False) -> ImageSteps:
-    """`exact` (hires fix, and an option): `steps` are run, however little the strength is."""
+    """`exact` (hires fix, and an option): `steps` are run, however little the strength is.
+
+    Raises ValueError for a strength so small that they would be of an endless schedule.
+    """
     if not exact:
         return ImageSteps(steps, int(min(strength, _MOST) * steps))
-    return ImageSteps(int(steps / min(strength, _MOST)) if strength > 0 else 0, steps - 1)
+    whole = steps / min(strength, _MOST) if strength > 0 else 0
+    if whole > MOST_SCHEDULE_STEPS:
+        raise ValueError(
+            f"{steps} steps at strength {strength:g} are of a schedule of {whole:.0f}, "
+            f"and {MOST_SCHEDULE_STEPS} are the most"
+        )
+    return ImageSteps(int(whole), steps - 1)

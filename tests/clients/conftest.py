@@ -71,8 +71,9 @@ class FlatPainter:
     async def _paint(self, claimed: Claimed) -> None:
         job = ImageJob.from_input(claimed.task.input, default_size=64)
         outputs = []
-        for index in range(job.num_images):
-            picture = np.full((job.height, job.width, 3), (job.seed + index) % 256, np.uint8)
+        for index, request in enumerate(job.requests("")):
+            size = request.hires or request
+            picture = np.full((size.height, size.width, 3), (job.seed + index) % 256, np.uint8)
             data, kind = encoded_picture(job, index, picture)
             key = f"results/{claimed.task.id}/{claimed.claim.fence}/{index}.{job.output_format}"
             await self._services.objects.put(key, data, kind)
@@ -80,8 +81,8 @@ class FlatPainter:
                 Output(
                     key=key,
                     content_type=kind,
-                    width=job.width,
-                    height=job.height,
+                    width=size.width,
+                    height=size.height,
                     seed=job.seed + index,
                 )
             )

@@ -52,6 +52,20 @@ def test_img2img_with_and_without_a_mask(webui, photo):
     assert "Mask blur: 4" in result.info["infotexts"][0]
 
 
+@pytest.mark.parametrize("upscaler", HiResUpscaler)
+def test_hires_fix_with_every_upscaler_that_the_package_knows(webui, upscaler):
+    names = {one["name"] for one in webui.get_upscalers()}
+    names |= {one["name"] for one in webui.get_latent_upscale_modes()}
+    body = SMALL | {"enable_hr": True, "hr_scale": 1.5, "hr_upscaler": upscaler}
+    if upscaler.value not in names:
+        with pytest.raises(RuntimeError, match=r"422.*hr_upscaler must be one of"):
+            webui.txt2img(**body)
+        return
+    result = webui.txt2img(**body)
+    assert result.image.size == (96, 96)
+    assert result.parameters["hr_upscaler"] == upscaler.value
+
+
 def test_styles_and_options_of_one_request(webui):
     over = {"CLIP_stop_at_last_layers": 2, "sd_model_checkpoint": webui.util_get_current_model()}
     result = webui.txt2img(**SMALL, styles=["watercolour"], override_settings=over)
@@ -118,8 +132,8 @@ def test_calls_side_by_side_get_their_own_pictures(webui):
 
 
 def test_what_cannot_be_honoured_is_an_error_that_says_so(webui):
-    with pytest.raises(RuntimeError, match=r"422.*tiling"):
-        webui.txt2img(**SMALL, tiling=True)
+    with pytest.raises(RuntimeError, match=r"422.*refiner_checkpoint"):
+        webui.txt2img(**SMALL, refiner_checkpoint="other", refiner_switch_at=0.8)
     with pytest.raises(RuntimeError, match=r"404.*Model not found"):
         webui.interrogate(Image.new("RGB", (64, 64)))
 

@@ -27,6 +27,12 @@ FIELDS: dict[str, str] = {
     "variation_strength": "subseed_strength",
     "noise_multiplier": "initial_noise_multiplier",
     "masked_padding": "inpaint_full_res_padding",
+    "hires": "enable_hr",
+    "webui.hires.width": "hr_resize_x",
+    "webui.hires.strength": "denoising_strength",
+    "webui.hires.num_inference_steps": "hr_second_pass_steps",
+    "webui.hires.prompt": "hr_prompt",
+    "webui.hires.negative_prompt": "hr_negative_prompt",
 }
 """The engine's words and those of requests here."""
 

@@ -27,6 +27,9 @@ _FIELDS: dict[str, str] = {
     "Hires steps": "hr_second_pass_steps",
     "Hires resize-1": "hr_resize_x",
     "Hires resize-2": "hr_resize_y",
+    "Hires sampler": "hr_sampler_name",
+    "Hires schedule type": "hr_scheduler",
+    "Hires checkpoint": "hr_checkpoint_name",
     "Hires prompt": "hr_prompt",
     "Hires negative prompt": "hr_negative_prompt",
 }
@@ -35,6 +38,7 @@ _HIRES = {"Hires upscale", "Hires upscaler", "Hires resize-1", "Hires resize-2"}
 _OPTIONS: dict[str, str] = {
     "Clip skip": "CLIP_stop_at_last_layers",
     "ENSD": "eta_noise_seed_delta",
+    "Tiling": "tiling",
     "Noise multiplier": "initial_noise_multiplier",
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from deployments.api.sdapi.hires import hires_body, hires_labels
 from deployments.api.sdapi.sampler import shown_schedule
 from deployments.api.sdapi.schema import Img2ImgBody
 from deployments.api.sdapi.wanted import Wanted
@@ -39,7 +40,10 @@ def labels_of(wanted: Wanted) -> dict[str, Any]:
         "Clip skip": wanted.clip_skip if wanted.clip_skip > 1 else None,
         "ENSD": wanted.options["eta_noise_seed_delta"] or None,
         "RNG": "CPU",
+        "Tiling": wanted.option("tiling", "tiling") or None,
     }
+    if hires := hires_body(wanted):
+        labels |= hires_labels(wanted, hires)
     if isinstance(wanted.body, Img2ImgBody) and wanted.body.mask:
         labels |= _of_mask(wanted, wanted.body)
     if wanted.eta is not None and wanted.eta != (0 if by_timestep else 1):
@@ -129,4 +133,5 @@ def info_of(wanted: Wanted, task: Task, drawn: int, *, grid: bool) -> str:
 def _strength(wanted: Wanted) -> float | None:
     if isinstance(wanted.body, Img2ImgBody):
         return float(wanted.given("denoising_strength"))
-    return None
+    hires = hires_body(wanted)
+    return hires.denoising_strength if hires else None

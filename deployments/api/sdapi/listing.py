@@ -15,15 +15,6 @@ from deployments.loras.model import Filter
 MAX_LORAS = 1000
 _PAGE = 200
 
-LATENT_MODES = (
-    "Latent",
-    "Latent (antialiased)",
-    "Latent (bicubic)",
-    "Latent (bicubic antialiased)",
-    "Latent (nearest)",
-    "Latent (nearest-exact)",
-)
-
 
 async def lora_list(services: Services, owner: str) -> list[dict[str, Any]]:
     """Those that the caller may name in a prompt."""

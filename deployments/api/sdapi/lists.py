@@ -12,6 +12,7 @@ from deployments.api.sdapi.checkpoint import checkpoint_list
 from deployments.api.sdapi.extras import upscaler_list
 from deployments.api.sdapi.route import SdapiRoute
 from deployments.api.sdapi.script import script_info, script_list
+from pipelines.webui.upscale import LATENT_UPSCALERS
 
 router = APIRouter(prefix="/sdapi/v1", route_class=SdapiRoute, include_in_schema=False)
 
@@ -40,7 +41,7 @@ async def upscalers() -> Items:
 
 @router.get("/latent-upscale-modes")
 async def latent_upscale_modes() -> Items:
-    return [{"name": name} for name in listing.LATENT_MODES]
+    return [{"name": name} for name in LATENT_UPSCALERS]
 
 
 @router.get("/sd-models")

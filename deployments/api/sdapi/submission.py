@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from deployments.api.sdapi import options
 from deployments.api.sdapi.error import FIELDS, Refused
+from deployments.api.sdapi.hires import hires_body, hires_fields
 from deployments.api.sdapi.label import labels_of, mask_blur
 from deployments.api.sdapi.picture import grey_mask, sent_bytes
 from deployments.api.sdapi.schema import GenerationBody, Img2ImgBody
@@ -31,7 +32,7 @@ KEY_PREFIX = "sdapi:"
 
 async def submission_of(wanted: Wanted, services: Services) -> Submission:
     """What to submit. Raises InvalidRequest, Refused, and what fetching a picture may."""
-    check_supported(wanted)
+    check_supported(wanted, services.settings)
     body = wanted.body
     fields = _fields(wanted)
     init_image = mask_image = None
@@ -59,13 +60,15 @@ def _checked(fields: dict[str, Any]) -> ImageFields:
     try:
         return ImageFields(**fields)
     except ValidationError as error:
-        # of fields within `webui` and of pairs, the last name is the one that a caller knows
-        names = [[part for part in each["loc"] if isinstance(part, str)] for each in error.errors()]
-        faults = [
-            {**each, "loc": ("body", FIELDS.get(name[-1], name[-1]))}
-            for each, name in zip(error.errors(), names, strict=True)
-        ]
+        faults = [{**each, "loc": ("body", _known(each["loc"]))} for each in error.errors()]
         raise RequestValidationError(faults) from None
+
+
+def _known(place: tuple[str | int, ...]) -> str:
+    """A field by the caller's name of it. Of one within `webui`, or of a pair, the last counts."""
+    names = [part for part in place if isinstance(part, str)]
+    last = FIELDS.get(names[-1], names[-1])
+    return FIELDS.get(".".join(names), last)
 
 
 def _fields(wanted: Wanted) -> dict[str, Any]:
@@ -86,6 +89,7 @@ def _fields(wanted: Wanted) -> dict[str, Any]:
         "output_format": options.FILE_FORMATS[wanted.options["samples_format"]],
         "clip_skip": wanted.clip_skip - 1,
         "lora": loras or None,
+        "tiling": wanted.option("tiling", "tiling"),
         "webui": _webui(wanted),
     }
 
@@ -98,6 +102,8 @@ def _webui(wanted: Wanted) -> dict[str, Any]:
         key = "initial_noise_multiplier"
         fields["noise_multiplier"] = wanted.option(key, key)
         fields["exact_steps"] = wanted.options["img2img_fix_steps"]
+    if hires := hires_body(wanted):
+        fields["hires"] = hires_fields(wanted, hires)
     return fields | {
         "sampler": wanted.sampler,
         "scheduler": wanted.schedule,

@@ -3,36 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
+from configs.settings import Settings
 from deployments.api.errors import shown
-from deployments.api.sdapi.schema import Img2ImgBody, Txt2ImgBody
-from deployments.api.sdapi.wanted import Wanted
+from deployments.api.sdapi.hires import hires_body, hires_refusals
+from deployments.api.sdapi.schema import Img2ImgBody
+from deployments.api.sdapi.wanted import Refusal, Wanted
 from pipelines.errors import InvalidRequest
 from pipelines.webui.mask import FILL, LATENT_NOTHING
 from pipelines.webui.resize import LATENT, STRETCH
 
-Refusal = tuple[str, str, Any]
-"""Field, what it must be, and what it is."""
 
-
-def check_supported(wanted: Wanted) -> None:
+def check_supported(wanted: Wanted, settings: Settings) -> None:
     """Raises InvalidRequest for the first field that cannot be honoured."""
-    for field, must, given in _refusals(wanted):
+    for field, must, given in _refusals(wanted, settings):
         raise InvalidRequest(field, f"{field} must be {must}, given {shown(given)}")
 
 
-def _refusals(wanted: Wanted) -> Iterator[Refusal]:
+def _refusals(wanted: Wanted, settings: Settings) -> Iterator[Refusal]:
     body = wanted.body
     for field in ("batch_size", "n_iter"):
         if wanted.given(field) < 1:
             yield field, "at least 1", wanted.given(field)
-    if wanted.option("tiling", "tiling"):
-        yield "tiling", "false: this server draws no tiles", True
     if body.refiner_checkpoint and body.refiner_switch_at:
         yield "refiner_checkpoint", "null: this server has no refiner", body.refiner_checkpoint
-    if isinstance(body, Txt2ImgBody) and body.enable_hr:
-        yield "enable_hr", "false: this server has no hires fix", True
+    if hires := hires_body(wanted):
+        yield from hires_refusals(wanted, hires, settings)
     if isinstance(body, Img2ImgBody):
         yield from _of_picture(wanted, body)
 

@@ -17,11 +17,13 @@ from deployments.api.sdapi.style import read_styles, styled
 from deployments.tasks.limit import check_lengths
 from deployments.tasks.lora import LoraEntry
 from pipelines.errors import InvalidRequest
-from pipelines.webui.network import LoraTag, extract_networks, lora_tags
+from pipelines.webui.network import LoraTag, Networks, extract_networks, lora_tags
 from pipelines.webui.prompt import strip_comments
 from pipelines.webui.sampler import WEBUI_SAMPLERS, default_eta, resolve_sampler
 
 T = TypeVar("T", bound=GenerationBody)
+Refusal = tuple[str, str, Any]
+"""Field, what it must be, and what it is."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class Wanted:
     prompt: str
     """With styles, and with the tags of LoRAs."""
     negative_prompt: str
+    hires_prompts: tuple[str, str]
+    """Those of the second pass, likewise."""
     sampler: str
     schedule: str
     """Its label; Automatic stands for the sampler's own."""
@@ -56,13 +60,16 @@ class Wanted:
     @property
     def eta(self) -> float | None:
         """None for samplers in which it means nothing."""
-        if self.sampler not in _TAKE_ETA:
+        return self.eta_of(self.sampler)
+
+    def eta_of(self, sampler: str) -> float | None:
+        if sampler not in _TAKE_ETA:
             return None
         if self.body.eta is not None:
             return self.body.eta
-        by_timestep = WEBUI_SAMPLERS[self.sampler].by_timestep
+        by_timestep = WEBUI_SAMPLERS[sampler].by_timestep
         found = self.options["eta_ddim" if by_timestep else "eta_ancestral"]
-        return default_eta(self.sampler) if found is None else float(found)
+        return default_eta(sampler) if found is None else float(found)
 
     @property
     def subseed(self) -> int | None:
@@ -85,11 +92,8 @@ class Wanted:
 
         The tags of the negative prompt are taken out and mean nothing. Raises InvalidRequest.
         """
-        texts = (self.prompt, self.negative_prompt)
-        if self.options["enable_prompt_comments"]:
-            texts = (strip_comments(texts[0]), strip_comments(texts[1]))
-        prompt, networks = extract_networks(texts[0])
-        negative, _ = extract_networks(texts[1])
+        prompt, networks = self._encoded(self.prompt)
+        negative, _ = self._encoded(self.negative_prompt)
         if self.body.disable_extra_networks:
             return prompt, negative, []
         if "hypernet" in networks:
@@ -102,6 +106,22 @@ class Wanted:
             ) from None
         return prompt, negative, entries
 
+    def encoded_hires_prompts(self) -> tuple[str, str]:
+        """Those of the second pass, which wears what the first does. Raises InvalidRequest."""
+        prompt, networks = self._encoded(self.hires_prompts[0])
+        negative, _ = self._encoded(self.hires_prompts[1])
+        _, worn = self._encoded(self.prompt)
+        if networks != worn and not self.body.disable_extra_networks:
+            raise InvalidRequest(
+                "hr_prompt", "hr_prompt must name the same LoRAs as prompt, with the same weights"
+            )
+        return prompt, negative
+
+    def _encoded(self, text: str) -> tuple[str, Networks]:
+        if self.options["enable_prompt_comments"]:
+            text = strip_comments(text)
+        return extract_networks(text)
+
 
 def _entry(tag: LoraTag) -> LoraEntry:
     if tag.rank is not None:
@@ -111,7 +131,7 @@ def _entry(tag: LoraTag) -> LoraEntry:
 
 _TAKE_ETA = frozenset(
     {"DPM++ SDE", "DPM++ 2M SDE", "DPM++ 2M SDE Heun", "DPM++ 2S a", "DPM++ 3M SDE", "Euler a"}
-    | {"DPM2 a", "DPM fast", "DPM adaptive", "DDIM"}
+    | {"DPM2 a", "DPM fast", "DPM adaptive", "DDIM", "DDIM CFG++"}
 )
 
 
@@ -127,10 +147,19 @@ def wanted_of(body: T, stored: Mapping[str, Any], settings: Settings) -> Wanted:
     check_scripts(body)
     known = read_styles(settings.styles_file)
     worn = [known[name] for name in body.styles or () if name in known]
-    prompt, negative = styled((body.prompt or "", body.negative_prompt or ""), worn)
-    check_lengths(settings.limits, prompt=prompt, negative_prompt=negative)
+    prompts = body.prompt or "", body.negative_prompt or ""
+    prompt, negative = styled(prompts, worn)
+    hires_prompts = styled(_hires_prompts(body, prompts), worn)
+    texts = dict(zip(("hr_prompt", "hr_negative_prompt"), hires_prompts, strict=True))
+    check_lengths(settings.limits, prompt=prompt, negative_prompt=negative, **texts)
     sampler, schedule = resolve_sampler(body.sampler_name or body.sampler_index, body.scheduler)
-    return Wanted(body, values, prompt, negative, sampler, schedule)
+    return Wanted(body, values, prompt, negative, hires_prompts, sampler, schedule)
+
+
+def _hires_prompts(body: GenerationBody, prompts: tuple[str, str]) -> tuple[str, str]:
+    if not isinstance(body, Txt2ImgBody):
+        return prompts
+    return body.hr_prompt or prompts[0], body.hr_negative_prompt or prompts[1]
 
 
 def _with_infotext(body: T) -> tuple[T, dict[str, Any]]:

@@ -77,8 +77,9 @@ class WebUi:
         self.order = claimed.task.input
         job = ImageJob.from_input(claimed.task.input, default_size=64)
         outputs = []
-        for index in range(job.num_images if count is None else count):
-            flat = np.full((job.height, job.width, 3), (job.seed + index) % 256, np.uint8)
+        for index, request in enumerate(job.requests("")[:count]):
+            size = request.hires or request
+            flat = np.full((size.height, size.width, 3), (job.seed + index) % 256, np.uint8)
             data, kind = encoded_picture(job, index, flat)
             key = f"results/{claimed.task.id}/{claimed.claim.fence}/{index}.{job.output_format}"
             await self.api.services.objects.put(key, data, kind)

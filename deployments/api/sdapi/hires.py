@@ -1,0 +1,112 @@
+"""Hires fix: its fields as those of a second pass, and what of them cannot be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from configs.settings import Settings
+from deployments.api.sdapi.checkpoint import find_model
+from deployments.api.sdapi.schema import Txt2ImgBody
+from deployments.api.sdapi.wanted import Refusal, Wanted
+from deployments.tasks.hires import HIRES_UPSCALERS
+from deployments.tasks.limit import MIN_SIDE_PX, SIDE_STEP_PX
+from pipelines.webui.sampler import WEBUI_SAMPLERS, resolve_sampler, split_sampler
+from pipelines.webui.upscale import LATENT, hires_size
+
+_SAME_CHECKPOINT = "Use same checkpoint"
+_SAME_SAMPLER = "Use same sampler"
+_SAME_SCHEDULER = "Use same scheduler"
+"""What the web UI's page has where nothing is chosen."""
+
+
+def hires_body(wanted: Wanted) -> Txt2ImgBody | None:
+    """The body, where it asks for a second pass."""
+    body = wanted.body
+    return body if isinstance(body, Txt2ImgBody) and body.enable_hr else None
+
+
+def hires_sampler(wanted: Wanted, body: Txt2ImgBody) -> tuple[str, str]:
+    """Sampler and label of the scheduler of the second pass."""
+    scheduler = body.hr_scheduler if body.hr_scheduler != _SAME_SCHEDULER else None
+    return resolve_sampler(_named_sampler(body) or wanted.sampler, scheduler or wanted.schedule)
+
+
+def _named_sampler(body: Txt2ImgBody) -> str | None:
+    return body.hr_sampler_name if body.hr_sampler_name != _SAME_SAMPLER else None
+
+
+def hires_target(wanted: Wanted, body: Txt2ImgBody) -> tuple[int, int]:
+    """Width and height of the result, pixels, both a multiple of 8."""
+    resize = {"resize_x": wanted.given("hr_resize_x"), "resize_y": wanted.given("hr_resize_y")}
+    size = hires_size(*wanted.size, scale=wanted.given("hr_scale"), **resize)
+    return size.width - size.width % SIDE_STEP_PX, size.height - size.height % SIDE_STEP_PX
+
+
+def hires_fields(wanted: Wanted, body: Txt2ImgBody) -> dict[str, Any]:
+    """Those of `HiresFields`. Raises InvalidRequest."""
+    width, height = hires_target(wanted, body)
+    sampler, schedule = hires_sampler(wanted, body)
+    prompt, negative = wanted.encoded_hires_prompts()
+    return {
+        "width": width,
+        "height": height,
+        "strength": body.denoising_strength,
+        "upscaler": body.hr_upscaler or LATENT,
+        "num_inference_steps": wanted.given("hr_second_pass_steps"),
+        "sampler": sampler,
+        "scheduler": schedule,
+        "eta": wanted.eta_of(sampler),
+        "prompt": prompt,
+        "negative_prompt": negative,
+    }
+
+
+def hires_labels(wanted: Wanted, body: Txt2ImgBody) -> dict[str, Any]:
+    """Of infotext; None for what is not told."""
+    sampler, schedule = hires_sampler(wanted, body)
+    resize = wanted.given("hr_resize_x"), wanted.given("hr_resize_y")
+    return {
+        "Hires upscale": None if any(resize) else wanted.given("hr_scale"),
+        "Hires resize": f"{resize[0]}x{resize[1]}" if any(resize) else None,
+        "Hires steps": body.hr_second_pass_steps or None,
+        "Hires upscaler": body.hr_upscaler or LATENT,
+        "Hires sampler": sampler if sampler != wanted.sampler else None,
+        "Hires schedule type": schedule if schedule != wanted.schedule else None,
+        "Hires prompt": body.hr_prompt or None,
+        "Hires negative prompt": body.hr_negative_prompt or None,
+    }
+
+
+def hires_refusals(wanted: Wanted, body: Txt2ImgBody, settings: Settings) -> Iterator[Refusal]:
+    """What of it cannot be honoured."""
+    if body.denoising_strength is None:
+        yield "denoising_strength", "a number of 0 to 1 where enable_hr is true", None
+    if body.hr_upscaler and body.hr_upscaler not in HIRES_UPSCALERS:
+        yield "hr_upscaler", f"one of {', '.join(HIRES_UPSCALERS)}", body.hr_upscaler
+    name = _named_sampler(body)
+    if name and split_sampler(name)[0] not in WEBUI_SAMPLERS:
+        yield "hr_sampler_name", f"one of {', '.join(WEBUI_SAMPLERS)}", name
+    checkpoint = body.hr_checkpoint_name or _SAME_CHECKPOINT
+    if checkpoint != _SAME_CHECKPOINT and find_model(settings, checkpoint) != wanted.model:
+        yield "hr_checkpoint_name", f"null or {wanted.model}, as in the first pass", checkpoint
+    yield from _of_size(wanted, body, settings)
+
+
+def _of_size(wanted: Wanted, body: Txt2ImgBody, settings: Settings) -> Iterator[Refusal]:
+    limits = settings.limits
+    for name, side in zip(("width", "height"), wanted.size, strict=True):
+        if not MIN_SIDE_PX <= side <= limits.max_side_px:
+            yield name, f"{MIN_SIDE_PX} to {limits.max_side_px}", side
+    for name in ("hr_scale", "hr_resize_x", "hr_resize_y"):
+        if not 0 <= (given := wanted.given(name)) <= limits.max_side_px:
+            yield name, f"0 to {limits.max_side_px}", given
+    width, height = hires_target(wanted, body)
+    sides = MIN_SIDE_PX <= min(width, height) <= max(width, height) <= limits.max_side_px
+    if not sides or width * height > limits.max_pixels:
+        named = [name for name in ("hr_resize_x", "hr_resize_y") if wanted.given(name)]
+        must = (
+            f"such that the picture has sides of {MIN_SIDE_PX} to {limits.max_side_px} pixels and "
+            f"at most {limits.max_pixels} in all"
+        )
+        yield (named or ["hr_scale"])[0], must, f"{width} x {height}"

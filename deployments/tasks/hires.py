@@ -1,0 +1,73 @@
+"""A second pass over a picture that is drawn the web UI's way."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field
+
+from configs.settings import LimitSettings
+from deployments.tasks.field import Real, Text, WebuiSampler, WebuiScheduler, Whole
+from deployments.tasks.limit import check_lengths, check_size, check_within
+from deployments.tasks.model import Frozen
+from pipelines.engine.request import Hires
+from pipelines.errors import InvalidRequest
+from pipelines.webui.upscale import LATENT, LATENT_UPSCALERS, PIXEL_UPSCALERS, hires_size
+
+HIRES_UPSCALERS = (*LATENT_UPSCALERS, *PIXEL_UPSCALERS)
+_NAME = "webui.hires."
+"""Before the fields' names in errors."""
+
+
+def _known(value: str) -> str:
+    if value not in HIRES_UPSCALERS:
+        raise ValueError(f"must be one of {', '.join(HIRES_UPSCALERS)}")
+    return value
+
+
+class HiresFields(Frozen):
+    """Hires fix: the drawn picture is enlarged to fill this size, cut to it, and drawn on."""
+
+    width: Whole = Field(description="Pixels, a multiple of 8.")
+    height: Whole = Field(description="Pixels, a multiple of 8.")
+    strength: Real = Field(
+        ge=0, le=1, description="How much to change what is enlarged; 0: nothing."
+    )
+    upscaler: Annotated[str, AfterValidator(_known)] = LATENT
+    num_inference_steps: Whole = Field(0, ge=0, description="0: as many as before.")
+    sampler: WebuiSampler | None = Field(None, description="Default here and below: as before.")
+    scheduler: WebuiScheduler | None = None
+    eta: Real | None = Field(None, ge=0, le=1)
+    prompt: Text | None = None
+    negative_prompt: Text | None = None
+
+    def check(
+        self, limits: LimitSettings, width: int | None, height: int | None, *, is_first: bool
+    ) -> None:
+        """Raises InvalidRequest. The size is that of the first pass, as far as it is known;
+        `is_first` is False where that begins with a picture itself.
+        """
+        if not is_first:
+            raise InvalidRequest("webui.hires", "webui.hires must be null with an init_image")
+        check_size(limits, self.width, self.height, prefix=_NAME)
+        check_within(f"{_NAME}num_inference_steps", self.num_inference_steps, 0, limits.max_steps)
+        texts = {"prompt": self.prompt or "", "negative_prompt": self.negative_prompt or ""}
+        check_lengths(limits, **{_NAME + name: text for name, text in texts.items()})
+        if not width or not height:
+            return
+        across, down = self.request(width, height).enlarged or (width, height)
+        if across * down > limits.max_input_pixels:
+            raise InvalidRequest(
+                f"{_NAME}width",
+                f"{_NAME}width and height must be nearer to the shape of the first pass: of "
+                f"{width} x {height} it would be {across} x {down}, cut to {self.width} x "
+                f"{self.height}, and {limits.max_input_pixels} pixels are the most",
+            )
+
+    def request(self, width: int, height: int) -> Hires:
+        """After a first pass of that size."""
+        size = hires_size(width, height, resize_x=self.width, resize_y=self.height)
+        values: dict[str, Any] = self.model_dump(exclude={"sampler", "scheduler"})
+        return Hires(
+            **values, enlarged=size.enlarged, scheduler=self.sampler, schedule=self.scheduler
+        )
