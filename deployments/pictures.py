@@ -89,7 +89,8 @@ class Pictures:
 def encoded_picture(job: ImageJob, index: int, picture: Picture) -> tuple[bytes, str]:
     """The file of picture `index` and its content type."""
     parameters, text = job.parameters(index), job.infotext(index)
-    return encode_image(picture, job.output_format, parameters, text=text)
+    quality = job.output_quality
+    return encode_image(picture, job.output_format, parameters, text=text, quality=quality)
 
 
 async def patiently(call: Callable[[], Awaitable[T]]) -> T:

@@ -116,6 +116,7 @@ class ImageFields(BaseModel):
     output_format: Literal["png", "jpg", "jpeg", "webp"] | None = Field(
         "png", description="File format of the pictures."
     )
+    output_quality: Whole | None = Field(None, ge=1, le=100, description="Of JPEG and WebP.")
     schedule: ScheduleName | None = Field(
         "default", description="Spacing of the noise levels; not every sampler takes every one."
     )
@@ -238,6 +239,7 @@ class ImageFields(BaseModel):
             tiling=given_or(self.tiling, False),
             webui=self.webui and self.webui.resolved(),
             output_format=file_format(self.output_format),
+            output_quality=self.output_quality,
             model=model,
         )
 
@@ -281,6 +283,7 @@ class ImageOrder(Frozen):
     loras: tuple[OrderedLora, ...] = ()
     strength: float = Field(0.75, ge=0, le=1, description="Used with an initial picture only.")
     output_format: OutputFormat = "png"
+    output_quality: int | None = None
     model: str
     metadata: Metadata | None = None
     client_id: str | None = Field(None, description="What its caller calls it.")
@@ -370,11 +373,10 @@ class ImageJob(ImageOrder):
         ]
         if self.webui is None:
             return requests
-        own = [
-            self.webui.request_fields(i, request, self.seeds(i)["Seed"])
+        return [
+            replace(request, **self.webui.request_fields(i, request, self.seeds(i)["Seed"]))
             for i, request in enumerate(requests)
         ]
-        return [replace(request, **fields) for request, fields in zip(requests, own, strict=True)]
 
     @property
     def placement(self) -> Placement:

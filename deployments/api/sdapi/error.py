@@ -22,6 +22,7 @@ FIELDS: dict[str, str] = {
     "model": "sd_model_checkpoint",
     "scheduler": "sampler_name",
     "schedule": "scheduler",
+    "output_quality": "jpeg_quality",
     "clip_skip": "CLIP_stop_at_last_layers",
     "variation_seed": "subseed",
     "variation_strength": "subseed_strength",

@@ -87,6 +87,7 @@ def _fields(wanted: Wanted) -> dict[str, Any]:
         "seed": seed if seed >= 0 else None,
         "eta": wanted.eta,
         "output_format": options.FILE_FORMATS[wanted.options["samples_format"]],
+        "output_quality": wanted.options["jpeg_quality"],
         "clip_skip": wanted.clip_skip - 1,
         "lora": loras or None,
         "tiling": wanted.option("tiling", "tiling"),

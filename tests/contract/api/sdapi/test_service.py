@@ -85,6 +85,13 @@ async def test_the_format_of_files_is_an_option(webui):
     assert picture.format == "JPEG"
     told = await webui.posted("png-info", image=answer["images"][0])
     assert told["parameters"]["Prompt"] == "a fox"
+    assert webui.order["output_quality"] == 80
+    over = {"samples_format": "jpg", "jpeg_quality": 10}
+    coarse = await webui.draw("txt2img", **SMALL, override_settings=over)
+    assert opened(coarse["images"][0]).quantization[0] > picture.quantization[0]
+    over["jpeg_quality"] = 101
+    refused = await webui.refusal("txt2img", **SMALL, override_settings=over)
+    assert refused == (422, "jpeg_quality")
 
 
 # lists

@@ -55,6 +55,12 @@ def test_a_strength_leaves_the_steps_that_the_web_ui_leaves(golden: dict[str, An
     assert steps.timestep_updates == golden["timestep_sampler_updates_DDIM"]
 
 
+def test_exact_steps_of_an_endless_schedule_are_refused() -> None:
+    assert image_steps(50, 0.001, exact=True).schedule_steps == 50_000
+    with pytest.raises(ValueError, match="50 steps at strength 1e-09 are of a schedule of 5"):
+        image_steps(50, 1e-9, exact=True)
+
+
 def test_samplers_by_timestep_add_no_noise_unless_asked() -> None:
     assert default_eta("DDIM") == 0
     assert default_eta("Euler a") == 1
