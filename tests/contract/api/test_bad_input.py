@@ -146,6 +146,12 @@ FIELDS: list[Case] = [
     field("deep_cache", 0),
     field("deep_cache", 11),
     field("tiny_decode", True),  # this model has no tiny VAE
+    field("tiling", "perhaps"),
+    field("output_quality", 0),
+    field("output_quality", 101),
+    field("webui", {"sampler": "Karras"}),
+    field("webui", {"sampler": "Euler", "scheduler": "karras"}),
+    field("webui", {"sampler": "Euler", "hires": {"width": 128}}),
     field("mask_image", url(b"this is not a picture")),
     field("mask_image", url(claimed_png(128, 128))),  # with no initial picture
     field("lora", [{"name": "watercolour", "scale": 0.8}]),

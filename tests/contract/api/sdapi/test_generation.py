@@ -240,6 +240,7 @@ async def test_loras_of_the_prompt_are_worn_by_the_web_ui_s_order_of_weights(web
     ("field", "value"),
     [
         ("subseed_strength", 1.5),
+        ("s_noise", -1),
         ("eta", 2),
         ("steps", 0),
         ("steps", 10_000),
