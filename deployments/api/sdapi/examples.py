@@ -35,6 +35,7 @@ def _ok(description: str, example: Any) -> dict[int | str, dict[str, Any]]:
 TXT2IMG = _named(
     plain=_TEXT,
     several=_TEXT | {"batch_size": 2, "n_iter": 2, "styles": ["watercolour"]},
+    hires=_TEXT | {"enable_hr": True, "hr_scale": 1.5, "denoising_strength": 0.5},
 )
 IMG2IMG = _named(
     plain=_TEXT | {"init_images": [_GREY], "denoising_strength": 0.6},
