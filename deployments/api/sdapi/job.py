@@ -178,8 +178,9 @@ def running_eta_s(task: Task) -> float:
 
 
 def state_of(task: Task) -> dict[str, Any]:
-    """As the web UI has it, counting every picture as a job."""
-    count = int(task.input["num_images"])
+    """As the web UI has it, counting every picture as a job, and one more for a second pass."""
+    has_second = bool((task.input.get("webui") or {}).get("hires"))
+    count = int(task.input["num_images"]) * (1 + has_second)
     each = task.progress.steps // count
     number = min(task.progress.step // each, count - 1) if each else 0
     word = "img2img" if task.input.get("init_image_key") else "txt2img"

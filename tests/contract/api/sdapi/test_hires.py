@@ -158,6 +158,13 @@ async def test_the_limit_of_pixels_is_that_of_the_result(webui):
     )
 
 
+async def test_progress_counts_the_second_pass_as_a_job(webui):
+    call, claimed = await webui.begin("txt2img", **HIRES, batch_size=2)
+    assert (await webui.get("progress"))["state"]["job_count"] == 4
+    await webui.finish(claimed)
+    assert (await call).status_code == 200
+
+
 async def test_without_enable_hr_its_fields_mean_nothing(webui):
     placeholders = {"hr_upscaler": "string", "hr_scale": 0, "denoising_strength": 0}
     answer = await webui.draw("txt2img", **SMALL, **placeholders)
