@@ -3,6 +3,7 @@
 # No `from __future__ import annotations`: Serve would hand the builder a raw dict.
 import contextlib
 import io
+import math
 import os
 import stat
 from pathlib import Path
@@ -132,7 +133,13 @@ def start(settings: Settings) -> None:
         # Serve's controller, where replicas are counted, is handed no secret: it reads this.
         os.environ["DAGUERRE_REDIS_URL"] = settings.redis_url.get_secret_value()
     # "local": never a cluster that somebody else runs here, which `stop` would empty.
-    ray.init(address="local", include_dashboard=True, log_to_driver=False, configure_logging=True)
+    ray.init(
+        address="local",
+        num_cpus=placed_cpus(settings),
+        include_dashboard=True,
+        log_to_driver=False,
+        configure_logging=True,
+    )
     serve.start(
         proxy_location="HeadOnly",
         http_options=HTTPOptions(host=settings.http.host, port=settings.http.port),
@@ -141,6 +148,18 @@ def start(settings: Settings) -> None:
         serve.run(build_app(settings), name=APP_NAME, route_prefix="/")
     except RuntimeError as error:
         raise RuntimeError(f"{error}\n{_reasons()}") from error
+
+
+def placed_cpus(settings: Settings) -> int:
+    """Processors that Ray is told of here: this machine's, or as many as everything asks for.
+
+    They only measure what may be placed, and a second model on a laptop would wait for one for ever.
+    """
+    training = settings.training
+    asked = settings.ingress_replicas * settings.ingress_num_cpus
+    asked += sum(model.num_cpus * model.max_replicas for model in settings.models.values())
+    asked += training.num_cpus * training.concurrency if training.enabled else 0
+    return max(os.cpu_count() or 1, math.ceil(asked))
 
 
 def _reasons() -> str:

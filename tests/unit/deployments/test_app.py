@@ -1,6 +1,7 @@
 """The Serve application as it is bound, the file it is deployed from, and what needs no Ray of
 starting and stopping it."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -147,3 +148,10 @@ def test_stopping_what_never_started_touches_no_cluster(monkeypatch: pytest.Monk
 
     monkeypatch.setattr("ray.serve.shutdown", refuse)
     app.stop()
+
+
+def test_ray_is_told_of_as_many_processors_as_all_models_ask_for():
+    few = Settings(models={"one": ModelSettings(source="x", num_cpus=0)})
+    assert app.placed_cpus(few) == os.cpu_count()
+    many = {f"m{i}": ModelSettings(source="x") for i in range(100)}
+    assert app.placed_cpus(Settings(models=many)) == 101
