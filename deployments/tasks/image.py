@@ -49,6 +49,10 @@ MAX_CLIP_SKIP = 11
 _FINE = frozenset({"schedule", "eta", "prompt_weighting", "long_prompt", "clip_skip"})
 _FINE |= {"guidance_rescale", "guidance_interval", "deep_cache", "tiny_decode", "tiling", "webui"}
 """Fields that stand in a picture's metadata only where they were used."""
+_SIDE = (
+    "Pixels, a multiple of 8. Text-to-image, or with `resize_mode` or `masked_padding`. "
+    "Default: the model's own."
+)
 
 
 def output_key(task_id: str, fence: int, name: str) -> str:
@@ -66,16 +70,8 @@ class ImageFields(BaseModel):
 
     prompt: Text = Field(description="What the picture shows. An empty string is allowed.")
     negative_prompt: Text | None = Field(None, description="What should not be in the picture.")
-    width: Whole | None = Field(
-        None,
-        description="Pixels, a multiple of 8. Text-to-image, or with `resize_mode` or "
-        "`masked_padding`. Default: the model's own.",
-    )
-    height: Whole | None = Field(
-        None,
-        description="Pixels, a multiple of 8. Text-to-image, or with `resize_mode` or "
-        "`masked_padding`. Default: the model's own.",
-    )
+    width: Whole | None = Field(None, description=_SIDE)
+    height: Whole | None = Field(None, description=_SIDE)
     num_images: Whole | None = Field(
         1, description="Pictures to draw: 1-10 (the upper limit is a setting)."
     )
