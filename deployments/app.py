@@ -153,7 +153,7 @@ def start(settings: Settings) -> None:
 def placed_cpus(settings: Settings) -> int:
     """Processors that Ray is told of here: this machine's, or as many as everything asks for.
 
-    They only measure what may be placed, and a second model on a laptop would wait for one for ever.
+    They only measure what may be placed: a second model on a laptop would wait for one for ever.
     """
     training = settings.training
     asked = settings.ingress_replicas * settings.ingress_num_cpus
