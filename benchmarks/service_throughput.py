@@ -78,7 +78,7 @@ SHIPPED = Served("embedded", EMBEDDED_MODEL)
 def make_wide(folder: Path) -> Served:
     """The shipped checkpoint with a wide random UNet, written to a folder."""
     components = wide(load_components(str(EMBEDDED_MODEL)))
-    plain_pipeline(components, "dpmpp_2m").save_pretrained(folder)
+    plain_pipeline(components, "DPMSolverMultistepScheduler").save_pretrained(folder)
     return Served("wide", folder, WIDE_STEPS)
 
 
