@@ -31,7 +31,7 @@ fix: setup ## format and mend what can be mended
 	$(VENV)/ruff check --fix .
 	$(VENV)/ruff format .
 
-bench: setup ## the ratios of benchmarks/RESULTS.md
+bench: setup ## the ratios of benchmarks/RESULTS.md, of ten minutes
 	$(VENV)/python -m benchmarks
 
 clean: ## forget pictures and tasks of the demo (not .venv)

@@ -1,4 +1,5 @@
-"""Runs the benchmarks, all or those named (`B3 B9`), and writes what they found into RESULTS.md."""
+"""Runs the benchmarks, those that take ten minutes together or those named (`B3 B9`, `all`), and
+writes what they found into RESULTS.md."""
 
 from __future__ import annotations
 
@@ -42,6 +43,8 @@ class Benchmark:
     """Any of them asks for it."""
     about: str
     run: Callable[[], Report]
+    long: bool = False
+    """Not run unless it is asked for."""
 
     @property
     def title(self) -> str:
@@ -72,33 +75,36 @@ BENCHMARKS = (
     ),
     Benchmark(("B3",), "mixed load", lambda: mixed_load.run(MODEL, THREADS)),
     Benchmark(("B7", "B8", "B8b"), "LoRA", lambda: lora_mixing.run(MODEL, THREADS)),
-    Benchmark(("B9",), "more adapters than slots", lambda: lora_working_set.run(MODEL, THREADS)),
+    Benchmark(
+        ("B9",), "more adapters than slots", lambda: lora_working_set.run(MODEL, THREADS), True
+    ),
     Benchmark(("B10",), "caches", lambda: prompt_cache.run(MODEL, THREADS)),
-    Benchmark(("B11",), "LoRA training", lambda: training_speed.run(MODEL, THREADS)),
-    Benchmark(("B13",), "scale-out", lambda: replicas.run(MODEL)),
+    Benchmark(("B11",), "LoRA training", lambda: training_speed.run(MODEL, THREADS), True),
+    Benchmark(("B13",), "scale-out", lambda: replicas.run(MODEL), True),
     Benchmark(("B15",), "cancel", lambda: cancel.run(MODEL, THREADS)),
     Benchmark(("depth",), "queue depth", queue_depth.run),
     Benchmark(
         ("acceleration",),
         "what makes requests cheaper",
         lambda: Report(acceleration.run(MODEL, THREADS)),
+        long=True,
     ),
-    Benchmark(("B1", "B5"), "through HTTP", through_http),
-    Benchmark(("B12",), "a trained LoRA's first picture", publish_latency.run),
-    Benchmark(("beside",), "pictures beside trainings", training_beside_serving.run),
+    Benchmark(("B1", "B5"), "through HTTP", through_http, long=True),
+    Benchmark(("B12",), "a trained LoRA's first picture", publish_latency.run, long=True),
+    Benchmark(("beside",), "pictures beside trainings", training_beside_serving.run, long=True),
 )
 """In the order of running and of RESULTS.md."""
 
 
 def main(wanted: Sequence[str]) -> int:
     known = {name for benchmark in BENCHMARKS for name in benchmark.names}
-    if unknown := set(wanted) - known:
-        print(f"no such benchmark: {', '.join(unknown)}; there are {', '.join(sorted(known))}")
+    if unknown := set(wanted) - known - {"all"}:
+        print(f"no such benchmark: {', '.join(unknown)}; there are all, {', '.join(sorted(known))}")
         return 2
     quiet()
     titles = [benchmark.title for benchmark in BENCHMARKS]
     for benchmark in BENCHMARKS:
-        if wanted and not set(wanted) & set(benchmark.names):
+        if not ({"all", *benchmark.names} & set(wanted) if wanted else not benchmark.long):
             continue
         started = time.monotonic()
         report = benchmark.run()
