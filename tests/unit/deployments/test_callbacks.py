@@ -328,7 +328,7 @@ async def test_one_dead_host_holds_few_places_and_delays_nobody(impatient):
     good = [job(1000 + n, url="http://good.test/") for n in range(50)]
     store, sink = Store(*dead, *good), Sink(dead_test="hang")
     await run_until(sender(store, sink, timeout_s=3600), lambda: len(store.done) == 50)
-    assert sink.most["dead.test"] == sink.most["good.test"] == MAX_SENDING_TO_ONE_HOST
+    assert sink.most["good.test"] <= sink.most["dead.test"] == MAX_SENDING_TO_ONE_HOST
     assert {item.task.callback_url for item in store.done} == {"http://good.test/"}
     assert {(reason, counted) for *_, reason, counted in store.retried} == {
         ("its host is busy", False)
