@@ -112,8 +112,13 @@ def mean_embedding(embeddings: Sequence[Embedding]) -> Embedding:
 
 def reference_photo(checks: Sequence[PhotoCheck]) -> int | None:
     """Which photo stands for the person; None where none is fit."""
+    return next(iter(best_first(checks)), None)
+
+
+def best_first(checks: Sequence[PhotoCheck]) -> list[int]:
+    """The fit photos, those that stand best for the person first."""
     fit = [index for index, check in enumerate(checks) if check.verdict is Verdict.SUCCESS]
-    return max(fit, key=lambda index: checks[index].reference_score, default=None)
+    return sorted(fit, key=lambda index: -checks[index].reference_score)
 
 
 def training_photos(checks: Sequence[PhotoCheck]) -> list[int]:

@@ -6,7 +6,7 @@ An attempt runs in a thread, or in a process of its own where it is to be killed
 import asyncio
 import io
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -128,19 +128,25 @@ def png(seed: int) -> bytes:
     return buffer.getvalue()
 
 
+EXAMPLES = [Example(f"{i}.png", png(i), "a cat" if i else None) for i in range(3)]
+
+
 @pytest.fixture
 def train(store: TaskStore, objects: ObjectStore, tmp_path: Path) -> Train:
     """await train(steps=4): a LoRA task, as the API makes it."""
 
     async def submit(
-        name: str = "Ink", owner: str = "ann", model: str = "tiny", **changes: Any
+        name: str = "Ink",
+        owner: str = "ann",
+        model: str = "tiny",
+        examples: Sequence[Example] = EXAMPLES,
+        **changes: Any,
     ) -> Task:
         task_id = str(uuid4())
-        examples = [Example(f"{i}.png", png(i), "a cat" if i else None) for i in range(3)]
         write_archive(examples, tmp_path / task_id)
         await objects.put_file(pictures_key(task_id), tmp_path / task_id, "application/zip")
         job = LoraJob.model_validate(JOB | changes)
-        order = LoraOrder(model=model, name=name, job=job, pictures=3)
+        order = LoraOrder(model=model, name=name, job=job, pictures=len(examples))
         new = NewTask(
             kind=Kind.LORA, queue=LORA_QUEUE, owner=owner, input=order.model_dump(mode="json")
         )
