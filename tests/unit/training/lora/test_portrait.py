@@ -78,7 +78,8 @@ def test_references_are_heads_as_they_are_the_most_frontal_first(person: Person)
         assert data.startswith(b"\xff\xd8")
         picture = decoded(data)
         (face,) = person.reader.detect(picture)
-        assert np.stack(person.embeddings) @ person.reader.embed(picture, face) > SAME_PERSON - 0.1
+        alike = np.stack(person.embeddings) @ person.reader.embed(picture, face)
+        assert alike.mean() > SAME_PERSON
         scores.append(face)
     leant = scores[-1].mesh[[33, 263], :2]
     assert abs(np.diff(leant[:, 1])[0]) > 0.3 * abs(np.diff(leant[:, 0])[0]), (
