@@ -45,6 +45,8 @@ class ControlUse:
     start: float = 0.0
     end: float = 1.0
     """Steps that lie between these shares of all are guided."""
+    hires_image: Picture | None = field(default=None, repr=False)
+    """What guides the second pass, in its size; None: nothing does."""
 
 
 @dataclass(frozen=True)

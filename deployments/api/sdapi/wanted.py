@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from configs.settings import Settings
 from deployments.api.sdapi import infotext, options
+from deployments.api.sdapi.controlnet import Guides, guides_of
 from deployments.api.sdapi.schema import GenerationBody, Txt2ImgBody
 from deployments.api.sdapi.script import check_scripts
 from deployments.api.sdapi.style import read_styles, styled
@@ -38,6 +39,7 @@ class Wanted:
     sampler: str
     schedule: str
     """Its label; Automatic stands for the sampler's own."""
+    guides: Guides
 
     @property
     def model(self) -> str:
@@ -153,7 +155,10 @@ def wanted_of(body: T, stored: Mapping[str, Any], settings: Settings) -> Wanted:
     texts = dict(zip(("hr_prompt", "hr_negative_prompt"), hires_prompts, strict=True))
     check_lengths(settings.limits, prompt=prompt, negative_prompt=negative, **texts)
     sampler, schedule = resolve_sampler(body.sampler_name or body.sampler_index, body.scheduler)
-    return Wanted(body, values, prompt, negative, hires_prompts, sampler, schedule)
+    preset = settings.models[values[options.CHECKPOINT]]
+    hires = isinstance(body, Txt2ImgBody) and bool(body.enable_hr)
+    guides = guides_of(body, preset, hires=hires)
+    return Wanted(body, values, prompt, negative, hires_prompts, sampler, schedule, guides)
 
 
 def _hires_prompts(body: GenerationBody, prompts: tuple[str, str]) -> tuple[str, str]:
