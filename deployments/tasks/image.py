@@ -316,7 +316,7 @@ class ImageOrder(GuidedOrder):
         """How picture `index` is told of in the words of `metadata`; None without them."""
         if self.metadata is None:
             return None
-        return self.metadata.text(self.seeds(index))
+        return self.metadata.text(self.seeds(index), self.loras)
 
 
 class ImageJob(ImageOrder):

@@ -29,6 +29,8 @@ class LoraUse:
     """In the UNet; 0 leaves it out, negative values turn its effect around."""
     text_weight: float = 1.0
     """In the text encoders, if it changes them."""
+    rank: int | None = None
+    """1 at least: only so many ranks of each layer that is a plain LoRA, the first; None: all."""
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,7 @@ def labels_of(wanted: Wanted) -> dict[str, Any]:
         multiplier = wanted.option("initial_noise_multiplier", "initial_noise_multiplier")
         labels["Noise multiplier"] = multiplier if multiplier != 1 else None
     labels |= wanted.guides.labels or {}
+    labels["Lora hashes"] = None
     labels["NGMS"] = wanted.option("s_min_uncond", "s_min_uncond") or None
     return labels | {"Version": VERSION}
 

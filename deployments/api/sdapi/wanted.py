@@ -126,9 +126,9 @@ class Wanted:
 
 
 def _entry(tag: LoraTag) -> LoraEntry:
-    if tag.rank is not None:
-        raise InvalidRequest("prompt", "dyn of a LoRA in prompt cannot be honoured: leave it out")
-    return LoraEntry(name=tag.name, weight=tag.weight, text_encoder_weight=tag.text_weight)
+    return LoraEntry(
+        name=tag.name, weight=tag.weight, text_encoder_weight=tag.text_weight, rank=tag.rank
+    )
 
 
 _TAKE_ETA = frozenset(
