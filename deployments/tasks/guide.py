@@ -123,7 +123,8 @@ class GuidedOrder(Frozen):
     @property
     def guide_keys(self) -> set[str]:
         """Object keys of all their pictures."""
-        return {one.image_key for one in (*self.controls, *self.image_prompts)}
+        keys = {one.image_key for one in self.controls}
+        return keys | {one.image_key for one in self.image_prompts}
 
     def guided(
         self,

@@ -149,7 +149,8 @@ def guide(
     worker, mode = PREPROCESSORS[preprocessor], MODES[resize_mode]
     if worker.scales and resolution is not None:
         factor = resolution / min(image.size)
-        image = image.resize(tuple(_step(side * factor) for side in image.size), _LANCZOS)
+        width, height = (_step(side * factor) for side in image.size)
+        image = image.resize((width, height), _LANCZOS)
     elif image.size != size:
         image = resize_image(mode, image, *size)
     found = worker.work(np.asarray(image.convert("RGB")), *parameters)
@@ -165,8 +166,8 @@ def _step(side: float) -> int:
     return max(_STEP_PX, round(side / _STEP_PX) * _STEP_PX)
 
 
-def _with_gamma(grey: npt.NDArray[np.uint8], gamma: float) -> Picture:
-    return _rgb(_uint8(255 * (grey.astype(np.float32) / 255) ** gamma))
+def _with_gamma(grey: object, gamma: float) -> Picture:
+    return _rgb(_uint8(255 * (np.asarray(grey, np.float32) / 255) ** gamma))
 
 
 def _smooth_noise(rng: np.random.Generator, height: int, width: int) -> npt.NDArray[np.float32]:

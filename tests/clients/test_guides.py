@@ -184,7 +184,8 @@ def test_a_unit_guides_both_passes_of_hires_fix_or_the_first_alone(webui, photo)
     for option in ("Both", "Low res only"):
         unit = ControlNetUnit(image=photo, model="lines", hr_option=option)
         pictures.append(np.asarray(webui.txt2img(**asked, controlnet_units=[unit]).image))
-    pictures.append(np.asarray(webui.txt2img(**asked).image))
+    # the package would send the units of the call before once more
+    pictures.append(np.asarray(webui.txt2img(**asked, alwayson_scripts={}).image))
     assert [picture.shape for picture in pictures] == [(96, 96, 3)] * 3
     both, low, none = pictures
     assert not np.array_equal(both, low)
@@ -193,7 +194,7 @@ def test_a_unit_guides_both_passes_of_hires_fix_or_the_first_alone(webui, photo)
 
 def test_img2img_and_an_ip_adapter_as_units(webui, photo):
     asked = {"prompt": "a cat", "width": 64, "height": 64, "steps": 3, "seed": 5}
-    plain = webui.img2img(images=[photo], **asked)
+    plain = webui.img2img(images=[photo], **asked, alwayson_scripts={})
     # without a picture of its own a unit has the initial one
     units = [
         ControlNetUnit(model="lines", module="tile_resample"),
