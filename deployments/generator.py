@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from configs.settings import Settings
 from deployments.background import Background, goes_on, worker_name
+from deployments.card import CardKeeper
 from deployments.device import KeptProfile, computes, load_model
 from deployments.guides import UNGUIDED, Guides, Guiding, brought
 from deployments.log import get_logger
@@ -124,6 +125,8 @@ class Generator:
         self._engine.start()
         self._runner.start()
         self._background.spawn(self._kept.keep())
+        card = CardKeeper(self._store.cards, settings, model, components)
+        self._background.spawn(card.keep())
         log.info("model %s is loaded, default size %d px", model, self._default_size)
 
     # verbs of the deployment

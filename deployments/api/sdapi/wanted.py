@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from configs.settings import Settings
 from deployments.api.sdapi import infotext, options
+from deployments.api.sdapi.checkpoint import UNKNOWN, Cards
 from deployments.api.sdapi.controlnet import Guides, guides_of
 from deployments.api.sdapi.schema import GenerationBody, Txt2ImgBody
 from deployments.api.sdapi.script import check_scripts
@@ -40,6 +41,7 @@ class Wanted:
     schedule: str
     """Its label; Automatic stands for the sampler's own."""
     guides: Guides
+    cards: Cards
 
     @property
     def model(self) -> str:
@@ -137,14 +139,16 @@ _TAKE_ETA = frozenset(
 )
 
 
-def wanted_of(body: T, stored: Mapping[str, Any], settings: Settings) -> Wanted:
+def wanted_of(
+    body: T, stored: Mapping[str, Any], settings: Settings, cards: Cards = UNKNOWN
+) -> Wanted:
     """What a request means beside its caller's stored options.
 
     Raises InvalidRequest, Refused, and RequestValidationError for infotext that does not fit.
     """
     body, said = _with_infotext(body)
     overrides = said | (body.override_settings or {})
-    over = options.checked(overrides, settings, "override_settings")
+    over = options.checked(overrides, settings, "override_settings", cards)
     values = options.effective(settings, stored, over)
     check_scripts(body)
     known = read_styles(settings.styles_file)
@@ -158,7 +162,7 @@ def wanted_of(body: T, stored: Mapping[str, Any], settings: Settings) -> Wanted:
     preset = settings.models[values[options.CHECKPOINT]]
     hires = isinstance(body, Txt2ImgBody) and bool(body.enable_hr)
     guides = guides_of(body, preset, hires=hires)
-    return Wanted(body, values, prompt, negative, hires_prompts, sampler, schedule, guides)
+    return Wanted(body, values, prompt, negative, hires_prompts, sampler, schedule, guides, cards)
 
 
 def _hires_prompts(body: GenerationBody, prompts: tuple[str, str]) -> tuple[str, str]:
