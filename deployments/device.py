@@ -33,6 +33,7 @@ def load_model(preset: ModelSettings) -> Components:
         device=preset.device,
         dtype=preset.dtype,
         tiny_vae=preset.tiny_vae,
+        embeddings=preset.embeddings,
     )
     return compile_blocks(components) if preset.compile else components
 
