@@ -15,7 +15,7 @@ from pipelines.portrait.array import Picture
 from pipelines.portrait.face import Embedding, Face, main_face
 from pipelines.portrait.faces import FaceReader
 from pipelines.portrait.geometry import Box, grown
-from pipelines.portrait.head import head_and_shoulders, on_white
+from pipelines.portrait.person import head_and_shoulders, on_white
 from pipelines.portrait.photo import (
     PhotoCheck,
     Verdict,

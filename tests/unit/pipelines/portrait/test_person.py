@@ -6,7 +6,7 @@ import pytest
 from pipelines.portrait import region
 from pipelines.portrait.face import Face
 from pipelines.portrait.faces import FaceReader
-from pipelines.portrait.head import head_and_shoulders, on_white, person_mask
+from pipelines.portrait.person import head_and_shoulders, on_white, person_mask
 from tests.unit.pipelines.portrait.pictures import turned
 
 

@@ -55,7 +55,7 @@ def person_mask(picture: Picture, mesh: Points) -> Mask:
     person = np.isin(guess, (cv2.GC_FGD, cv2.GC_PR_FGD)).astype(np.uint8)
     whole = _without_holes(_around(person, mesh))
     blur = max(0.5, _FEATHER * region.face_width(mesh))
-    soft = cv2.GaussianBlur(whole.astype(np.float32), (0, 0), blur)
+    soft: Mask = cv2.GaussianBlur(whole.astype(np.float32), (0, 0), blur).astype(np.float32)
     return np.clip(resized(soft, (width, height), cv2.INTER_LINEAR), 0, 1).astype(np.float32)
 
 
@@ -88,7 +88,7 @@ def _around(person: NDArray[np.uint8], mesh: Points) -> NDArray[np.uint8]:
     face = region.oval(mesh, (person.shape[0], person.shape[1])) > 0
     found = np.bincount(labels[face & (person > 0)], minlength=2)
     found[0] = 0
-    return (labels == int(found.argmax())).astype(np.uint8)
+    return np.asarray(labels == int(found.argmax()), np.uint8)
 
 
 def _without_holes(person: NDArray[np.uint8]) -> NDArray[np.uint8]:
