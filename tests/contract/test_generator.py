@@ -125,10 +125,10 @@ async def test_a_call_with_a_controlnet_draws_with_it_and_calls_it_by_its_name(
     ]
     assert not np.array_equal(pictures[0], pictures[1])
     assert np.array_equal(pictures[0], pictures[2])
-    with pytest.raises(InvalidRequest, match="gone cannot be loaded: .*no such file"):
+    with pytest.raises(InvalidRequest, match=r"gone cannot be loaded: .*no such file"):
         await generator.generate(asked | {"controlnet": [entry | {"name": "gone"}]})
     (net / "diffusion_pytorch_model.safetensors").write_bytes(b"damaged")
-    with pytest.raises(InvalidRequest, match="^lines.*not a whole safetensors file"):
+    with pytest.raises(InvalidRequest, match=r"^lines.*not a whole safetensors file"):
         await generator.generate(asked | {"controlnet": [entry]})
 
 
