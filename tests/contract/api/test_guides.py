@@ -90,7 +90,7 @@ async def test_a_repeated_call_finds_its_task_and_another_picture_is_another_cal
         (
             {"controlnet": [{"name": "canny", "image": "AAAA"}]},
             ["body", "controlnet.0.image"],
-            "PNG, JPEG or WebP",
+            "is not a picture",
         ),
         (
             {"controlnet": [{"name": "canny", "image": "http://127.0.0.1:1/a.png"}]},
