@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from fastapi import Request
 from fastapi.responses import StreamingResponse
@@ -68,6 +68,18 @@ class BlockingCalls:
         """Create a task and wait for its end. Raises as `create` and `BlockingCall.ended`."""
         with await self.create(new, owner) as call:
             return await call.ended(request)
+
+    async def attended(self, request: Request, work: Coroutine[Any, Any, T]) -> T:
+        """What `work` comes to, which may wait for tasks for long. Raises CallerGone when the
+        connection is closed first, TimeoutError.
+        """
+        request.state.deadline.reschedule(asyncio.get_running_loop().time() + MAX_CALL_S)
+        return await while_connected(request, work)
+
+    async def outcome(self, new: Submission, owner: str) -> Task:
+        """The ended task of attended work. Raises as `create`, StoreUnavailable, TaskNotFound."""
+        with await self.create(new, owner) as call:
+            return await call.finished()
 
     async def create(self, new: Submission, owner: str) -> BlockingCall:
         """A task to wait for: enter the call, so that leaving it counts. Raises TooManyStreams and
@@ -131,8 +143,7 @@ class BlockingCall:
         """The ended task. Raises CallerGone when the connection is closed first, TimeoutError,
         StoreUnavailable, TaskNotFound.
         """
-        request.state.deadline.reschedule(asyncio.get_running_loop().time() + MAX_CALL_S)
-        return await while_connected(request, self._ended())
+        return await self._calls.attended(request, self.finished())
 
     async def happened(self, block_s: float) -> list[Event]:
         """What is new of the task, waiting for it up to `block_s`; `task` is as new.
@@ -150,7 +161,8 @@ class BlockingCall:
             self.task = await _patiently(lambda: services.task(self.task.id, self.owner))
         return events
 
-    async def _ended(self) -> Task:
+    async def finished(self) -> Task:
+        """As `ended`, whether or not its caller stays. Raises StoreUnavailable, TaskNotFound."""
         services = self._calls.services
         while self.task.status not in TERMINAL:
             self.task = await _patiently(lambda: services.wait(self.task, self.owner, _ROUND_S))
