@@ -94,6 +94,9 @@ class Version(Frozen):
     curve_key: str | None = Field(
         None, description="Object-store key of its loss, if trained here."
     )
+    references: tuple[str, ...] = Field(
+        (), description="Object keys of photos of the person it shows, the best first."
+    )
 
 
 class StoredVersion(Version):
