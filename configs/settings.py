@@ -99,6 +99,18 @@ class StorageSettings(Section):
         return self
 
 
+class IPAdapterSettings(Section):
+    """Two sources, each a path, or a hub id with the path inside of it behind."""
+
+    source: str = Field(
+        description="A safetensors file: standard, plus or full face, as "
+        "`h94/IP-Adapter/models/ip-adapter_sd15.safetensors`."
+    )
+    image_encoder: str = Field(
+        description="The diffusers folder of the CLIP image encoder that it was trained with."
+    )
+
+
 class ModelSettings(Section):
     """One base model: one Generator deployment with its own queue."""
 
@@ -117,6 +129,19 @@ class ModelSettings(Section):
         None,
         description="A diffusers folder or hub id of an AutoencoderTiny (TAESD) for this model: "
         "draws previews, and pictures with `tiny_decode`.",
+    )
+    controlnets: dict[ModelName, str] = Field(
+        {},
+        description="ControlNets that requests may name: each a diffusers folder, a .safetensors "
+        "file in its layout, or a hub id.",
+    )
+    ip_adapters: dict[ModelName, IPAdapterSettings] = Field(
+        {}, description="IP-Adapters that requests may name."
+    )
+    embeddings: Path | None = Field(
+        None,
+        description="Folder of textual inversion embeddings (.safetensors, .pt, .bin): prompts "
+        "name them by their files' names.",
     )
     compile: bool = Field(
         False,
@@ -174,6 +199,8 @@ class LimitSettings(Section):
     max_images: int = Field(10, ge=1, description="Pictures of one task.")
     max_prompt_chars: int = Field(4000, ge=1)
     max_input_pixels: int = Field(16_000_000, ge=1, description="Of a picture that a client sends.")
+    max_controlnets: int = Field(3, ge=0, le=4, description="ControlNets of one request.")
+    max_ip_adapters: int = Field(2, ge=0, le=4, description="IP-Adapters of one request.")
     max_loras: int = Field(8, ge=0, le=16, description="LoRAs of one request.")
     max_lora_weight: float = Field(4.0, gt=0, description="Weights go from minus this to this.")
     max_lora_bytes: int = Field(
