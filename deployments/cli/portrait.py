@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,10 +33,24 @@ More = Annotated[
     typer.Argument(help="More photos of a single subject, as `--subject *.jpg` gives them."),
 ]
 Template = Annotated[
-    Path, typer.Option("--template", help="The photo whose faces are replaced.", show_default=False)
+    Path | None,
+    typer.Option(
+        "--template",
+        help="The photo whose faces are replaced. Without one, the model draws it of "
+        "`--set t2i_prompt=...`.",
+        show_default=False,
+    ),
 ]
 Output = Annotated[Path | None, typer.Option("-o", "--output", help="The file to write.")]
 Local = Annotated[bool, typer.Option("--local", help="In this process, with no server.")]
+Model = Annotated[
+    str | None, typer.Option(help="One of the configured models repaints; else none does.")
+]
+Loras = Annotated[
+    list[Path] | None,
+    typer.Option("--lora", help="The file of a subject's LoRA; repeat it in the subjects' order."),
+]
+Seed = Annotated[int | None, typer.Option(min=0, max=2**62, help="Of the repaints.")]
 Sets = Annotated[
     list[str] | None,
     typer.Option("--set", help="A parameter, e.g. more_like_me=0.8; repeatable."),
@@ -54,15 +68,18 @@ faces = typer.Typer(help="Look at faces in photos.", no_args_is_help=True)
 
 def portrait(
     subject: SubjectOption,
-    template: Template,
+    template: Template = None,
     more: More = None,
     output: Output = None,
     local: Local = False,
+    model: Model = None,
+    lora: Loras = None,
+    seed: Seed = None,
     parameter: Sets = None,
     debug_dir: Debug = None,
     config: Config = None,
 ) -> None:
-    """Put people into a template photo, by warping and blending alone.
+    """Put people into a template photo, by warping and blending, and a model's repaints.
 
     Examples:
 
@@ -70,8 +87,12 @@ def portrait(
 
         daguerre portrait --local --subject ada/ --subject bob/ --template two.jpg
 
+        daguerre portrait --local --subject ada/ --lora ada.safetensors --model portrait-sd15
+        --config configs/presets/portrait_sd15.yaml --template painting.jpg
+
     Exit codes: 0 done, 1 failed, 2 refused (no face, another number of faces), 130 interrupted.
     """
+    from deployments.cli.portrait_local import LocalModel
     from deployments.cli.progress import ProgressLine
     from pipelines.images import encode_image
     from pipelines.portrait.faces import FaceReader
@@ -84,9 +105,12 @@ def portrait(
             raise CliFault("portraits are made with --local so far", ExitCode.USAGE)
         groups = _groups(subject, more or [])
         format_ = chosen_format(None, output)
-        target = writable_target(output, format_, f"portrait {template.stem}", "1")
-        max_pixels = load_settings(config).limits.max_input_pixels
-        with ProgressLine() as line, _refusals():
+        target = writable_target(
+            output, format_, f"portrait {template.stem if template else ''}".strip(), "1"
+        )
+        settings = load_settings(config)
+        max_pixels = settings.limits.max_input_pixels
+        with ExitStack() as held, ProgressLine() as line, _refusals():
             parameters = PortraitParameters.of(dict(map(_pair, parameter or [])))
             line.doing("reading photos")
             reader = FaceReader()
@@ -94,17 +118,25 @@ def portrait(
                 read_subject([_picture(path, max_pixels) for path in group], reader, name)
                 for name, group in groups
             ]
+            adapted = LocalModel(model, lora or (), seed).prepared(
+                settings,
+                None if template is None else _picture(template, max_pixels),
+                (Tools(reader.detect), parameters, subjects),
+                held,
+            )
             made = make_portrait(
-                _picture(template, max_pixels),
+                adapted.job.template,
                 subjects,
-                Tools(reader.detect),
-                parameters,
+                adapted.job.tools,
+                adapted.job.parameters,
                 debug_dir=debug_dir,
                 on_stage=lambda name, number, count: line.step(
                     number - 1, count, doing=name.replace("_", " ")
                 ),
             )
             data, _ = encode_image(made.picture, "jpeg" if format_ == "jpg" else format_)  # type: ignore[arg-type]
+        for note in adapted.notes:
+            typer.echo(note, err=True)
         for path in write_pictures(target, [data]):
             typer.echo(path)
 
