@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -41,9 +41,7 @@ Shown = Callable[[PortraitJob], None]
 class Painter(Protocol):
     """A base model's part in one portrait. Both verbs block: they are called in threads."""
 
-    def template(
-        self, order: PortraitOrder, subjects: Sequence[Subject], parameters: PortraitParameters
-    ) -> Picture:
+    def template(self, subjects: Sequence[Subject], parameters: PortraitParameters) -> Picture:
         """As the order's prompt and scene say, with a face for every subject. Raises
         PortraitError."""
         ...
@@ -70,6 +68,7 @@ class PortraitRun:
         self,
         bench: Bench,
         job: Job,
+        order: PortraitOrder,
         *,
         painter: Painter | None = None,
         on_stage: Shown = lambda portrait: None,
@@ -77,9 +76,8 @@ class PortraitRun:
         """`painter` None: nothing is repainted, and templates have to be given. `on_stage` hears
         of every stage that changed the picture."""
         self._bench, self._job, self._painter = bench, job, painter
-        self._on_stage = on_stage
-        self._order = PortraitOrder.model_validate(job.task.input)
-        self._parameters = PortraitParameters.of(self._order.parameters, sdxl=self._order.sdxl)
+        self._on_stage, self._order = on_stage, order
+        self._parameters = PortraitParameters.of(order.parameters, sdxl=order.sdxl)
         self._tools = Tools(bench.reader.detect)
         self._log = TaskLogger(log, job.task.id)
         self._names = [READ, *(stage.__name__ for stage in STAGES)]
@@ -120,6 +118,9 @@ class PortraitRun:
         self._tell(0, READ)
         started = time.monotonic()
         subjects = [await self._subject(number) for number in range(len(self._order.people))]
+        if self._order.ipa_image is not None:
+            image = await self._read((self._order.ipa_image,), "ipa_image_path")
+            subjects[0] = replace(subjects[0], ipa=image.references[0])
         if self._order.template is None:
             template = await self._drawn(subjects)
         else:
@@ -129,12 +130,13 @@ class PortraitRun:
 
     async def _subject(self, number: int) -> Subject:
         person = self._order.people[number]
-        field = f"people.{number}.photos"
-        photos = [await self._picture(key, field) for key in person.references]
+        found = await self._read(person.references, f"people.{number}.photos")
+        return replace(found, name=person.name)
+
+    async def _read(self, keys: Sequence[str], field: str) -> Subject:
+        photos = [await self._picture(key, field) for key in keys]
         try:
-            return await asyncio.to_thread(
-                read_subject, photos, self._bench.reader, name=person.name
-            )
+            return await asyncio.to_thread(read_subject, photos, self._bench.reader)
         except PortraitError as error:
             raise _in_stage(READ, PortraitError(error.fault, f"{field}: {error}")) from error
 
@@ -153,9 +155,7 @@ class PortraitRun:
             raise InvalidRequest("template", "template must be given: no model draws one here")
         self._tell(0, DRAW)
         try:
-            return await asyncio.to_thread(
-                self._painter.template, self._order, subjects, self._parameters
-            )
+            return await asyncio.to_thread(self._painter.template, subjects, self._parameters)
         except PortraitError as error:
             raise _in_stage(DRAW, error) from error
 
