@@ -80,7 +80,8 @@ class PortraitRun:
         self._parameters = PortraitParameters.of(order.parameters, sdxl=order.sdxl)
         self._tools = Tools(bench.reader.detect)
         self._log = TaskLogger(log, job.task.id)
-        self._names = [READ, *(stage.__name__ for stage in STAGES)]
+        self._before = [READ] if order.template is not None else [READ, DRAW]
+        self._names = [*self._before, *(stage.__name__ for stage in STAGES)]
         self._unsaved_s = 0.0
 
     async def outputs(self) -> list[Output]:
@@ -96,7 +97,7 @@ class PortraitRun:
 
     async def _after(self, number: int, portrait: PortraitJob) -> PortraitJob:
         stage = STAGES[number]
-        self._tell(number + 1, stage.__name__)
+        self._tell(len(self._before) + number)
         started = time.monotonic()
         try:
             result = await asyncio.to_thread(stage, portrait)
@@ -105,17 +106,17 @@ class PortraitRun:
         self._unsaved_s += time.monotonic() - started
         if result is not portrait:
             self._on_stage(result)
-        if self._unsaved_s >= SAVE_AFTER_S and number + 1 < len(STAGES):
-            await self._save(result, self._names[1 : number + 2])
+        await self._save(result, number + 1)
         return result
 
-    def _tell(self, number: int, name: str) -> None:
-        self._job.progress = Progress(step=number, steps=len(self._names), stage=name)
+    def _tell(self, step: int) -> None:
+        names = self._names
+        self._job.progress = Progress(step=step, steps=len(names), stage=names[step])
 
     # beginning
 
     async def _begun(self) -> PortraitJob:
-        self._tell(0, READ)
+        self._tell(0)
         started = time.monotonic()
         subjects = [await self._subject(number) for number in range(len(self._order.people))]
         if self._order.ipa_image is not None:
@@ -125,8 +126,10 @@ class PortraitRun:
             template = await self._drawn(subjects)
         else:
             template = await self._picture(self._order.template, "template")
+        portrait = PortraitJob(template, tuple(subjects), self._tools, self._parameters)
         self._unsaved_s += time.monotonic() - started
-        return PortraitJob(template, tuple(subjects), self._tools, self._parameters)
+        await self._save(portrait, 0)
+        return portrait
 
     async def _subject(self, number: int) -> Subject:
         person = self._order.people[number]
@@ -153,7 +156,7 @@ class PortraitRun:
     async def _drawn(self, subjects: Sequence[Subject]) -> Picture:
         if self._painter is None:
             raise InvalidRequest("template", "template must be given: no model draws one here")
-        self._tell(0, DRAW)
+        self._tell(1)
         try:
             return await asyncio.to_thread(self._painter.template, subjects, self._parameters)
         except PortraitError as error:
@@ -177,13 +180,17 @@ class PortraitRun:
             except (ObjectNotFound, StorageUnavailable, DamagedState) as error:
                 self._log.info("no state of attempt %d: %r", fence, error)
                 continue
-            if list(done) == self._names[1 : len(done) + 1]:
+            if list(done) == self._names[: len(done)]:
                 self._log.info("goes on after %s of attempt %d", done[-1], fence)
-                return portrait, len(done)
+                return portrait, len(done) - len(self._before)
         return None
 
-    async def _save(self, portrait: PortraitJob, done: Sequence[str]) -> None:
-        """What goes wrong here costs the next attempt time, never this one its portrait."""
+    async def _save(self, portrait: PortraitJob, stages: int) -> None:
+        """After so many, where they took long. What goes wrong here costs the next attempt time,
+        never this one its portrait."""
+        if self._unsaved_s < SAVE_AFTER_S or stages == len(STAGES):
+            return
+        done = self._names[: len(self._before) + stages]
         data = await asyncio.to_thread(write_state, portrait, done)
         key = state_key(self._job.task.id, self._job.claim.fence)
         try:
