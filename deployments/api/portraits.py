@@ -252,11 +252,11 @@ class PortraitService:
             upload_key(task_id, f"people.{number}.photos.{index}")
             for index in range(len(person.photos))
         )
-        name, words = person.name, ("",)
+        name, words = person.name, tuple[str, ...]()
         if lora is not None:
             known = await self._registry.store.get(lora.id or "", owner=owner)
             references = references or _references(known, lora.version)
-            name, words = name or lora.name, known.trigger_words or words
+            name, words = name or lora.name, known.trigger_words
         if not references:
             raise InvalidRequest(
                 f"people.{number}",
@@ -266,7 +266,7 @@ class PortraitService:
         return PortraitPerson(
             references=references,
             lora=lora,
-            trigger=words[0],
+            trigger=words[0] if words else "",
             name=name or f"person {number + 1}",
         )
 
