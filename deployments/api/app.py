@@ -24,6 +24,7 @@ from deployments.api.native import loras, portraits, routes, training
 from deployments.api.openai import routes as openai
 from deployments.api.openai.errors import worded
 from deployments.api.openapi import DocumentedApp
+from deployments.api.sdapi import controlnet_routes
 from deployments.api.sdapi import error as sdapi_error
 from deployments.api.sdapi import lists as sdapi_lists
 from deployments.api.sdapi import routes as sdapi
@@ -50,6 +51,7 @@ WORDINGS: dict[str, errors.Wording] = {
     openai.PREFIX: worded,
     "/sdapi/": sdapi_error.word,
     "/internal/": sdapi_error.word,
+    controlnet_routes.PREFIX: sdapi_error.word,
 }
 """Of the dialects other than the native, by the paths that are theirs."""
 
@@ -92,7 +94,7 @@ def create_app(
         for module in (gallery_models, gallery_tasks)
         for router in (module.router, module.train_router)
     ]
-    web_ui = (sdapi.router, sdapi.internal_router, sdapi_lists.router)
+    web_ui = (sdapi.router, sdapi.internal_router, sdapi_lists.router, controlnet_routes.router)
     lora_routers = (loras.router, loras.upload_router)
     faced = (portraits.face_router, *painters)
     for keyed in (routes.router, *lora_routers, *trained, *faced, *gallery, *web_ui):

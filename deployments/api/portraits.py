@@ -15,7 +15,7 @@ from typing import Any
 from configs.settings import Settings
 from deployments.api.errors import shown
 from deployments.api.faces import FaceService
-from deployments.api.photos import SentPhoto, SentPictures
+from deployments.api.photos import SentPhoto, SentPhotos
 from deployments.fetch import UrlPolicy
 from deployments.log import TaskLogger, get_logger
 from deployments.loras.model import Lora
@@ -104,7 +104,7 @@ class PortraitService:
         self._limits, self._settings = settings.portraits, settings
         self._store, self._objects, self._registry = store, objects, registry
         self._faces = faces
-        self._sent = SentPictures(
+        self._sent = SentPhotos(
             UrlPolicy(self._limits.allowed_private_hosts),
             max_bytes=self._limits.max_photo_bytes,
             max_total_bytes=self._limits.max_bytes,
