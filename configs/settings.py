@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     SecretStr,
     StringConstraints,
@@ -30,7 +28,10 @@ from pydantic_settings import (
     YamlConfigSettingsSource,
 )
 
+from configs.portrait_model import PortraitModelSettings
+from configs.portraits import FaceSettings, PortraitSettings
 from configs.sampler import SchedulerName
+from configs.section import HostPort, ModelName, Section
 
 EMBEDDED_MODEL = Path(__file__).resolve().parent.parent / "pipelines" / "embedded"
 
@@ -40,13 +41,6 @@ _config_file: ContextVar[Path | None] = ContextVar("config_file", default=None)
 
 WebAddress = Annotated[str, StringConstraints(pattern=r"^https?://[^\s/?#@]+(/[^\s?#]*)?$")]
 ApiKey = Annotated[SecretStr, Field(min_length=1, max_length=512)]
-ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
-"""Stands in names of deployments, queues and Redis keys."""
-
-
-class Section(BaseModel):
-    # A refused value may be a secret, and the message ends in logs and in Serve's status.
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
 class HttpSettings(Section):
@@ -125,6 +119,10 @@ class ModelSettings(Section):
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
         "auto", description="auto: float32 on a CPU, float16 on a GPU."
     )
+    vae: str | None = Field(
+        None,
+        description="A diffusers folder or hub id of an AutoencoderKL in place of its own.",
+    )
     tiny_vae: str | None = Field(
         None,
         description="A diffusers folder or hub id of an AutoencoderTiny (TAESD) for this model: "
@@ -169,6 +167,9 @@ class ModelSettings(Section):
         description="Every so many steps, and when its replica stops, a half-drawn picture is "
         "saved in the object store: the next attempt goes on there. 0: never, it begins anew.",
     )
+    portrait: PortraitModelSettings = Field(
+        PortraitModelSettings(), description="How portraits use this model."
+    )
     min_replicas: int = Field(1, ge=0)
     max_replicas: int = Field(1, ge=1)
     num_cpus: float = Field(1.0, ge=0)
@@ -187,6 +188,19 @@ class ModelSettings(Section):
         if self.min_replicas > self.max_replicas:
             raise ValueError(
                 f"min_replicas is {self.min_replicas}, more than max_replicas {self.max_replicas}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _portraits_name_what_is_here(self) -> ModelSettings:
+        own = self.portrait
+        if missing := sorted(set(own.controls.values()) - self.controlnets.keys()):
+            raise ValueError(
+                f"portrait.controls names {', '.join(missing)}, which controlnets does not have"
+            )
+        if own.ip_adapter is not None and own.ip_adapter not in self.ip_adapters:
+            raise ValueError(
+                f"portrait.ip_adapter names {own.ip_adapter}, which ip_adapters does not have"
             )
         return self
 
@@ -232,9 +246,6 @@ class TaskSettings(Section):
         7 * 86400, gt=0, description="Ended tasks and their pictures live on."
     )
     key_prefix: str = Field("daguerre", pattern=r"^[A-Za-z0-9_.-]{1,64}$")
-
-
-HostPort = Annotated[str, StringConstraints(pattern=r"^[^\s/@]+:\d{1,5}$", to_lower=True)]
 
 
 class TrainingSettings(Section):
@@ -343,6 +354,8 @@ class Settings(BaseSettings):
     tasks: TaskSettings = TaskSettings()
     callbacks: CallbackSettings = CallbackSettings()
     training: TrainingSettings = TrainingSettings()
+    portraits: PortraitSettings = PortraitSettings()
+    faces: FaceSettings = FaceSettings()
     styles_file: Path = Field(
         STYLES_FILE,
         description="Styles that requests of the web UI's API may name: a CSV file of the columns "
@@ -367,8 +380,16 @@ class Settings(BaseSettings):
                 f"tasks.heartbeat_s is {self.tasks.heartbeat_s:g}, more than half of tasks.lease_s "
                 f"{self.tasks.lease_s:g}: running tasks would be taken for lost"
             )
-        if "lora" in self.models:
-            raise ValueError("models: lora is the name of the trainings' queue, choose another")
+        for taken, whose in (("lora", "trainings"), ("portrait", "portraits")):
+            if taken in self.models:
+                raise ValueError(
+                    f"models: {taken} is the name of the {whose}' queue, choose another"
+                )
+        if self.portraits.model not in (None, *self.models):
+            raise ValueError(
+                f"portraits.model is {self.portraits.model}, which is none of models: "
+                f"{', '.join(self.models)}"
+            )
         for name, preset in self.models.items():
             for field, given, limit in _defaults_and_limits(preset):
                 if given > getattr(self.limits, limit):

@@ -1,22 +1,28 @@
-"""`daguerre portrait` and `daguerre faces`: portraits and photo checks in this process."""
+"""`daguerre portrait` and `daguerre faces`: portraits by a server or in this process, and photo
+checks in this process."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from deployments.cli.fault import CliFault, ExitCode, faults_as_messages
-from deployments.cli.options import Config, load_settings
+from deployments.cli.options import DEFAULT_URL, ApiKey, Config, Url, connected, load_settings
 from deployments.cli.picture import chosen_format, read_picture, writable_target, write_pictures
 
 if TYPE_CHECKING:
+    from configs.settings import Settings
+    from deployments.cli.portrait_local import LocalModel
     from pipelines.portrait.array import Picture
+    from pipelines.portrait.parameters import PortraitParameters
     from pipelines.portrait.photo import PhotoCheck
 
+Groups = Sequence[tuple[str, Sequence[Path]]]
+"""The name and the photos of each person."""
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 SubjectOption = Annotated[
@@ -33,10 +39,24 @@ More = Annotated[
     typer.Argument(help="More photos of a single subject, as `--subject *.jpg` gives them."),
 ]
 Template = Annotated[
-    Path, typer.Option("--template", help="The photo whose faces are replaced.", show_default=False)
+    Path | None,
+    typer.Option(
+        "--template",
+        help="The photo whose faces are replaced. Without one, the model draws it of "
+        "`--set t2i_prompt=...`.",
+        show_default=False,
+    ),
 ]
 Output = Annotated[Path | None, typer.Option("-o", "--output", help="The file to write.")]
 Local = Annotated[bool, typer.Option("--local", help="In this process, with no server.")]
+Model = Annotated[
+    str | None, typer.Option(help="One of the configured models repaints; else none does.")
+]
+Loras = Annotated[
+    list[Path] | None,
+    typer.Option("--lora", help="The file of a subject's LoRA; repeat it in the subjects' order."),
+]
+Seed = Annotated[int | None, typer.Option(min=0, max=2**62, help="Of the repaints.")]
 Sets = Annotated[
     list[str] | None,
     typer.Option("--set", help="A parameter, e.g. more_like_me=0.8; repeatable."),
@@ -54,59 +74,105 @@ faces = typer.Typer(help="Look at faces in photos.", no_args_is_help=True)
 
 def portrait(
     subject: SubjectOption,
-    template: Template,
+    template: Template = None,
     more: More = None,
     output: Output = None,
     local: Local = False,
+    model: Model = None,
+    lora: Loras = None,
+    seed: Seed = None,
     parameter: Sets = None,
     debug_dir: Debug = None,
     config: Config = None,
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
 ) -> None:
-    """Put people into a template photo, by warping and blending alone.
+    """Put people into a template photo, by warping and blending, and a model's repaints.
 
     Examples:
+
+        daguerre portrait --subject ada.jpg --template painting.jpg -o ada_painted.jpg
 
         daguerre portrait --local --subject ada.jpg --template painting.jpg -o ada_painted.jpg
 
         daguerre portrait --local --subject ada/ --subject bob/ --template two.jpg
 
-    Exit codes: 0 done, 1 failed, 2 refused (no face, another number of faces), 130 interrupted.
+        daguerre portrait --local --subject ada/ --lora ada.safetensors --model portrait-sd15
+        --config configs/presets/portrait_sd15.yaml --template painting.jpg
+
+    Exit codes: 0 done, 1 failed, 2 refused (no face, another number of faces), 3 no server,
+    4 canceled, 130 interrupted.
     """
-    from deployments.cli.progress import ProgressLine
-    from pipelines.images import encode_image
-    from pipelines.portrait.faces import FaceReader
-    from pipelines.portrait.job import Tools
     from pipelines.portrait.parameters import PortraitParameters
-    from pipelines.portrait.portrait import make_portrait, read_subject
 
     with faults_as_messages():
-        if not local:
-            raise CliFault("portraits are made with --local so far", ExitCode.USAGE)
         groups = _groups(subject, more or [])
         format_ = chosen_format(None, output)
-        target = writable_target(output, format_, f"portrait {template.stem}", "1")
-        max_pixels = load_settings(config).limits.max_input_pixels
-        with ProgressLine() as line, _refusals():
-            parameters = PortraitParameters.of(dict(map(_pair, parameter or [])))
-            line.doing("reading photos")
-            reader = FaceReader()
-            subjects = [
-                read_subject([_picture(path, max_pixels) for path in group], reader, name)
-                for name, group in groups
-            ]
-            made = make_portrait(
-                _picture(template, max_pixels),
-                subjects,
-                Tools(reader.detect),
-                parameters,
-                debug_dir=debug_dir,
-                on_stage=lambda name, number, count: line.step(
-                    number - 1, count, doing=name.replace("_", " ")
-                ),
-            )
-            data, _ = encode_image(made.picture, "jpeg" if format_ == "jpg" else format_)  # type: ignore[arg-type]
+        name = f"portrait {template.stem if template else ''}".strip()
+        target = writable_target(output, format_, name, "1")
+        given = dict(map(_pair, parameter or []))
+        with _refusals():
+            parameters = PortraitParameters.of(given)
+        if local:
+            from deployments.cli.portrait_local import LocalModel
+            from pipelines.images import encode_image
+
+            chosen = LocalModel(model, lora or (), seed)
+            made = _made(groups, template, parameters, chosen, debug_dir, load_settings(config))
+            data, _ = encode_image(made, "jpeg" if format_ == "jpg" else format_)  # type: ignore[arg-type]
+        else:
+            if debug_dir is not None or lora:
+                raise CliFault("--debug-dir and --lora are for --local", ExitCode.USAGE)
+            from deployments.cli.portrait_remote import remote_portrait
+
+            fields = {"output_format": format_, "model": model, "seed": seed}
+            with connected(url, api_key) as client:
+                data = remote_portrait(client, groups, template, given, fields)
         for path in write_pictures(target, [data]):
             typer.echo(path)
+
+
+def _made(
+    groups: Groups,
+    template: Path | None,
+    parameters: PortraitParameters,
+    model: LocalModel,
+    debug_dir: Path | None,
+    settings: Settings,
+) -> Picture:
+    """The portrait, made in this process."""
+    from deployments.cli.progress import ProgressLine
+    from pipelines.portrait.faces import FaceReader
+    from pipelines.portrait.job import Tools
+    from pipelines.portrait.portrait import make_portrait, read_subject
+
+    max_pixels = settings.limits.max_input_pixels
+    with ExitStack() as held, ProgressLine() as line, _refusals():
+        line.doing("reading photos")
+        reader = FaceReader()
+        subjects = [
+            read_subject([_picture(path, max_pixels) for path in group], reader, name)
+            for name, group in groups
+        ]
+        adapted = model.prepared(
+            settings,
+            None if template is None else _picture(template, max_pixels),
+            (Tools(reader.detect), parameters, subjects),
+            held,
+        )
+        made = make_portrait(
+            adapted.job.template,
+            subjects,
+            adapted.job.tools,
+            adapted.job.parameters,
+            debug_dir=debug_dir,
+            on_stage=lambda name, number, count: line.step(
+                number - 1, count, doing=name.replace("_", " ")
+            ),
+        )
+    for note in adapted.notes:
+        typer.echo(note, err=True)
+    return made.picture
 
 
 @faces.command()

@@ -49,6 +49,8 @@ class PhotoCheck:
     likeness: float = 0.0
     """Cosine with the mean of the photos that show the same person."""
     embedding: Embedding | None = None
+    box: tuple[float, float, float, float] | None = None
+    """x, y, width, height of the one face, pixels of the photo turned upright."""
 
     @property
     def reference_score(self) -> float:
@@ -87,7 +89,7 @@ def check_picture(picture: Picture, reader: FaceReader) -> PhotoCheck:
     if not np.isfinite(embedding).all() or not embedding.any():
         return PhotoCheck(Verdict.NOT_ENCODED, faces=1)
     return PhotoCheck(
-        Verdict.SUCCESS, pose.is_frontal, 1, pose.frontal_score, 1.0, embedding
+        Verdict.SUCCESS, pose.is_frontal, 1, pose.frontal_score, 1.0, embedding, faces[0].box
     )  # fmt: skip
 
 
