@@ -157,7 +157,7 @@ def train(store: TaskStore, objects: ObjectStore, tmp_path: Path) -> Train:
 
 
 async def ended(store: TaskStore, task: Task) -> Task:
-    async with asyncio.timeout(100):
+    async with asyncio.timeout(200):
         while (now := await store.get(task.id)).status not in TERMINAL:
             await asyncio.sleep(0.02)
         return now

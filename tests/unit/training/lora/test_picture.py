@@ -73,11 +73,13 @@ def test_bad_pictures_are_refused_by_name_with_the_reason_before_any_step(
     assert not steps
 
 
-def test_a_scene_without_its_prompt_is_refused_by_name(
+def test_a_scene_learns_each_picture_by_its_prompt_and_one_without_is_refused_by_name(
     examples: list[Example], sd: Components
 ) -> None:
     with pytest.raises(RefusedPictures, match=r"picture-4\.png has no caption"):
         check_pictures(examples, LoraJob(kind="scene"), sd)
+    learned = check_pictures(examples[:4], LoraJob(kind="scene", trigger="zorblax"), sd)
+    assert [each.caption for each in learned] == [each.caption for each in examples[:4]]
 
 
 def test_no_pictures_and_more_held_out_than_there_are_is_refused(
