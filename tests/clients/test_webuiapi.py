@@ -132,8 +132,8 @@ def test_calls_side_by_side_get_their_own_pictures(webui):
 
 
 def test_what_cannot_be_honoured_is_an_error_that_says_so(webui):
-    with pytest.raises(RuntimeError, match=r"422.*Script .*ControlNet.* not found"):
-        webui.txt2img(**SMALL, alwayson_scripts={"ControlNet": {"args": []}})
+    with pytest.raises(RuntimeError, match=r"422.*Script .*roop.* not found"):
+        webui.txt2img(**SMALL, alwayson_scripts={"roop": {"args": []}})
     with pytest.raises(RuntimeError, match=r"404.*Model not found"):
         webui.interrogate(Image.new("RGB", (64, 64)))
 

@@ -8,6 +8,7 @@ import json
 import secrets
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Any, NamedTuple, TypeVar
 
 from configs.settings import Settings
@@ -70,6 +71,8 @@ class Drawn:
     """What drew it last."""
     index: int
     """Its place there."""
+    finished_at: datetime
+    """When that had ended."""
     file: bytes | None = field(repr=False)
     """None for one that was ended before it began."""
 
@@ -80,7 +83,9 @@ class Drawn:
 
     def drawn_on(self, by: Drawn) -> Drawn:
         """It as it is after another task."""
-        return replace(self, order=by.order, index=by.index, file=by.file)
+        return replace(
+            self, order=by.order, index=by.index, finished_at=by.finished_at, file=by.file
+        )
 
     def telling(self, **labels: Any) -> Metadata:
         """What it tells, with more labels."""
@@ -190,6 +195,7 @@ class Drawing:
                 subseed=order.seeds(index).get("Variation seed", first + index),
                 order=order,
                 index=index,
+                finished_at=task.finished_at or task.updated_at,
                 file=file,
             )
             for index, file in enumerate(files)

@@ -21,6 +21,7 @@ def info_of(wanted: Wanted, pictures: Sequence[Drawn], grids: Sequence[Drawn]) -
     seeds = [one.seeds["Seed"] for one in pictures]
     subseeds = [one.subseed for one in pictures]
     width, height = wanted.size
+    finished = max((one.finished_at for one in (*grids, *pictures)), default=datetime.now(UTC))
     return json.dumps(
         {
             "prompt": first.prompt,
@@ -51,7 +52,7 @@ def info_of(wanted: Wanted, pictures: Sequence[Drawn], grids: Sequence[Drawn]) -
             "index_of_first_image": len(grids),
             "infotexts": [one.text for one in (*grids, *pictures) if one.file is not None],
             "styles": wanted.body.styles or [],
-            "job_timestamp": datetime.now(UTC).strftime("%Y%m%d%H%M%S"),
+            "job_timestamp": finished.strftime("%Y%m%d%H%M%S"),
             "clip_skip": wanted.clip_skip,
             "is_using_inpainting_conditioning": False,
             "version": VERSION,
