@@ -1,16 +1,20 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test check fix bench clean
+.PHONY: help setup demo demo-portrait up test check fix bench clean
 SHELL := /bin/bash
 VENV := .venv/bin
 
 help: ## show this
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 setup: ## make .venv with everything pinned; does nothing when it is up to date
 	@scripts/setup
 
 demo: setup ## start everything, draw one picture into out/, stop
 	@$(VENV)/daguerre demo
+
+demo-portrait: setup ## train on ten avatars, put each into another's picture: out/avatars.png
+	@mkdir -p out
+	$(VENV)/python -m benchmarks.portrait_avatars --sheet out/avatars.png
 
 up: setup ## serve until Ctrl-C
 	@$(VENV)/daguerre up

@@ -8,15 +8,16 @@ from dataclasses import dataclass, replace
 
 from pipelines.engine.request import ImageRequest, IPAdapterUse, LoraUse
 from pipelines.portrait.array import Picture
+from pipelines.portrait.drawn_head import is_drawing
 from pipelines.portrait.engine_repaint import EngineRepaint, face_use, left_out
 from pipelines.portrait.errors import Fault, PortraitError
 from pipelines.portrait.face import without_bystanders
-from pipelines.portrait.head import is_drawing
 from pipelines.portrait.job import Detect, PortraitJob, Subject
 from pipelines.portrait.parameters import PortraitParameters
 
-HEAD_STRENGTH = 0.9
-"""Of a drawn head: less would keep the template's hair, more would lose its pose."""
+HEAD_STRENGTH = 0.4
+"""Of a drawn head: enough to make one drawing of head and template; from 0.5 on, the shipped model
+takes hair for the colour of what is around it."""
 TEMPLATE_STEPS = 30
 TEMPLATE_TRIES = 3
 _PERSON_WEIGHT = 0.25
@@ -38,8 +39,7 @@ def with_model(job: PortraitJob, repaint: EngineRepaint) -> Adapted:
     """The job with `repaint`, as far as its model can draw what the template shows.
 
     A model that knows no photos leaves a photo as it is. In a drawing it draws the heads of
-    subjects who have their LoRAs, whole and in their own colours: nothing is fused there. The same
-    at any stage of a job.
+    subjects who have their LoRAs, whole and in their own colours. The same at any stage of a job.
     """
     people = {subject.name: repaint.loras.get(subject.name) for subject in job.subjects}
     if repaint.base.photographic:
@@ -52,7 +52,6 @@ def with_model(job: PortraitJob, repaint: EngineRepaint) -> Adapted:
         return Adapted(job, ("without a LoRA of everyone no head is drawn anew",))
     drawn = replace(
         job.parameters,
-        apply_face_fusion_before=False,
         apply_face_fusion_after=False,
         color_shift_middle=False,
         color_shift_last=False,

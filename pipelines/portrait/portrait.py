@@ -20,7 +20,7 @@ from pipelines.portrait.parameters import SD15, PortraitParameters
 from pipelines.portrait.photo import ranked
 from pipelines.portrait.stages import STAGES
 
-_HEAD = 2.2
+_HEAD = 3.0
 """Of a photo's face box, the part that is kept."""
 
 

@@ -16,11 +16,11 @@ import numpy as np
 from pipelines.portrait import blend, colour, makeup, region, retouch
 from pipelines.portrait.array import Mask, Picture, resized, work_size
 from pipelines.portrait.crop import best_reference, cropped, may_change
+from pipelines.portrait.drawn_head import fused_head, head_and_background, with_background
 from pipelines.portrait.errors import Fault, PortraitError
 from pipelines.portrait.face import faces_of_subjects, main_face
 from pipelines.portrait.fusion import fuse
 from pipelines.portrait.geometry import bounds, moved
-from pipelines.portrait.head import head
 from pipelines.portrait.job import Person, PortraitJob, RepaintStage
 from pipelines.portrait.repaint import repainted
 
@@ -54,8 +54,11 @@ def crop_faces(job: PortraitJob) -> PortraitJob:
 
 
 def fuse_before(job: PortraitJob) -> PortraitJob:
+    """The subject's face in the template's; with `Tools.heads` the head."""
     if not job.parameters.apply_face_fusion_before:
         return job
+    if job.tools.heads:
+        return job.each(_head_fused)
     return job.each(lambda person: _fused(job, person, Fault.FIRST_FUSION, nose=True))
 
 
@@ -70,8 +73,9 @@ def repaint_first(job: PortraitJob) -> PortraitJob:
 
     def anew(person: Person) -> Person:
         if job.tools.heads:
-            mask = head(person.original, person.original_mesh) * person.allowed
-            return replace(person, picture=repainted(job, "first", mask, strength, steps, person))
+            mask = head_and_background(person.original, person.mesh) * person.allowed
+            drawn = repainted(job, "first", mask, strength, steps, person)
+            return replace(person, picture=with_background(drawn, person.original, person.mesh))
         around = _around(person, _INPAINT) * person.allowed
         whole = job.parameters.face_shape_match
         mask = np.ones_like(around) if whole else around
@@ -144,7 +148,7 @@ def paste_back(job: PortraitJob) -> PortraitJob:
         if job.tools.repaint is not None:
             edge = _PASTE * region.face_width(person.original_mesh)
         if job.tools.heads:
-            within, edge = head(person.original, person.original_mesh), 4.0
+            within, edge = head_and_background(person.original, person.original_mesh), 4.0
         else:
             within = region.oval(person.original_mesh, person.original.shape[:2])
         soft = blend.feathered(region.dilate(within, edge) * person.allowed, edge / 2)
@@ -227,6 +231,11 @@ STAGES: tuple[Stage, ...] = (
 
 def _all_drawn(job: PortraitJob, stage: RepaintStage, mask: Mask, strength: float) -> Picture:
     return repainted(job, stage, mask, strength, _LAST_STEPS)
+
+
+def _head_fused(person: Person) -> Person:
+    picture = fused_head(person.picture, person.mesh, person.reference)
+    return replace(person, picture=_blended(person.picture, picture, person.allowed))
 
 
 def _fused(job: PortraitJob, person: Person, fault: Fault, *, nose: bool) -> Person:

@@ -16,11 +16,11 @@ from pipelines.errors import ModelError
 from pipelines.portrait import guide, region
 from pipelines.portrait.base_model import BaseModel, FaceAdapter, Look, PersonLora
 from pipelines.portrait.drawing import draw_template, template_request, with_model
+from pipelines.portrait.drawn_head import head_and_background, is_drawing
 from pipelines.portrait.engine_repaint import EngineRepaint, left_out, working_size
 from pipelines.portrait.errors import Fault, PortraitError
 from pipelines.portrait.faces import FaceReader
 from pipelines.portrait.files import located
-from pipelines.portrait.head import head, is_drawing
 from pipelines.portrait.job import PortraitJob, RepaintOrder, Subject, Tools
 from pipelines.portrait.parameters import PortraitParameters
 from pipelines.portrait.portrait import make_portrait, read_subject
@@ -245,34 +245,44 @@ def test_drawings_are_told_from_photos(
         assert not is_drawing(photo, reader.detect(photo)[0])
 
 
-def test_the_head_of_a_drawing_has_hair_and_neck_and_no_clothes(reader: FaceReader) -> None:
+def test_the_head_of_a_drawing_and_its_background_are_free_and_clothes_are_not(
+    reader: FaceReader,
+) -> None:
     avatar = render(replace(AVATAR, hair="long"), 256)
-    found = head(avatar, reader.detect(avatar)[0].mesh)
+    free = head_and_background(avatar, reader.detect(avatar)[0].mesh)
     bald = render(replace(AVATAR, hair="bald"), 256)
-    hair = (avatar != bald).any(axis=2)
     green = render(replace(AVATAR, hair="long", clothes_colour="green"), 256)
-    clothes = (green != avatar).any(axis=2)
-    assert found[hair].mean() > 0.97
-    assert found[clothes].mean() < 0.12
-    assert not found[:, :8].any()
+    assert free[(avatar != bald).any(axis=2)].mean() > 0.97
+    assert free[(green != avatar).any(axis=2)].mean() < 0.12
+    assert free[:, :8].all()
 
 
-def test_in_a_drawing_the_whole_head_is_drawn_and_the_rest_stays(
+def test_a_drawn_head_takes_the_place_of_another_and_the_rest_stays(
     reader: FaceReader, tools: Tools, tmp_path: Path
 ) -> None:
     avatar = render(AVATAR, 256)
-    someone = read_subject([avatar], reader, "zed")
-    draw = Recorder()
+    other = replace(AVATAR, background="red", skin="dark", hair="bob", hair_colour="pink")
+    someone = read_subject([render(other, 256)], reader, "zed")
+    requests: list[ImageRequest] = []
+
+    def draw(request: ImageRequest) -> Picture:
+        requests.append(request)
+        assert request.init_image is not None
+        return request.init_image
+
     repaint = EngineRepaint(
         replace(SD, photographic=False), draw, 1, {"zed": PersonLora(tmp_path, "zed")}
     )
     job = with_model(PortraitJob(avatar, (someone,), tools), repaint).job
-    made = make_portrait(avatar, [someone], job.tools, job.parameters).picture
-    mask = head(avatar, reader.detect(avatar)[0].mesh)
-    changed = (made != avatar).any(axis=2)
-    assert len(draw.requests) == 1
-    assert changed[region.erode(mask, 8) > 0.5].mean() > 0.95
-    assert not changed[region.dilate(mask, 10) == 0].any()
+    parameters = replace(job.parameters, photo_enhancement_bool=False, sharp_ratio=0.0)
+    made = make_portrait(avatar, [someone], job.tools, parameters).picture
+    wanted = render(replace(other, background="yellow"), 256)
+    away = np.abs(made.astype(int) - wanted).max(axis=2)
+    assert len(requests) == 1
+    assert (away < 40).mean() > 0.9
+    assert (np.abs(avatar.astype(int) - wanted).max(axis=2) < 40).mean() < 0.85
+    assert (made[:20, :40] == avatar[:20, :40]).all()
+    assert (made[-10:, 100:156] == avatar[-10:, 100:156]).all()
 
 
 def test_without_a_lora_of_everyone_a_drawing_is_only_fused(
