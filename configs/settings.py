@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     SecretStr,
     StringConstraints,
@@ -30,7 +28,9 @@ from pydantic_settings import (
     YamlConfigSettingsSource,
 )
 
+from configs.pai import PaiSettings
 from configs.sampler import SchedulerName
+from configs.section import HostPort, ModelName, Section
 
 EMBEDDED_MODEL = Path(__file__).resolve().parent.parent / "pipelines" / "embedded"
 
@@ -40,13 +40,6 @@ _config_file: ContextVar[Path | None] = ContextVar("config_file", default=None)
 
 WebAddress = Annotated[str, StringConstraints(pattern=r"^https?://[^\s/?#@]+(/[^\s?#]*)?$")]
 ApiKey = Annotated[SecretStr, Field(min_length=1, max_length=512)]
-ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
-"""Stands in names of deployments, queues and Redis keys."""
-
-
-class Section(BaseModel):
-    # A refused value may be a secret, and the message ends in logs and in Serve's status.
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
 class HttpSettings(Section):
@@ -207,9 +200,6 @@ class TaskSettings(Section):
     key_prefix: str = Field("daguerre", pattern=r"^[A-Za-z0-9_.-]{1,64}$")
 
 
-HostPort = Annotated[str, StringConstraints(pattern=r"^[^\s/@]+:\d{1,5}$", to_lower=True)]
-
-
 class TrainingSettings(Section):
     """LoRA training: one Trainer deployment that runs each job as a Ray Task."""
 
@@ -316,6 +306,7 @@ class Settings(BaseSettings):
     tasks: TaskSettings = TaskSettings()
     callbacks: CallbackSettings = CallbackSettings()
     training: TrainingSettings = TrainingSettings()
+    pai: PaiSettings = PaiSettings()
     styles_file: Path = Field(
         STYLES_FILE,
         description="Styles that requests of the web UI's API may name: a CSV file of the columns "
@@ -342,6 +333,11 @@ class Settings(BaseSettings):
             )
         if "lora" in self.models:
             raise ValueError("models: lora is the name of the trainings' queue, choose another")
+        if self.pai.xl_model not in (None, *self.models):
+            raise ValueError(
+                f"pai.xl_model is {self.pai.xl_model}, which is none of models: "
+                f"{', '.join(self.models)}"
+            )
         for name, preset in self.models.items():
             for field, given, limit in _defaults_and_limits(preset):
                 if given > getattr(self.limits, limit):
