@@ -29,6 +29,7 @@ from pydantic_settings import (
 )
 
 from configs.pai import PaiSettings
+from configs.portraits import FaceSettings, PortraitSettings
 from configs.sampler import SchedulerName
 from configs.section import HostPort, ModelName, Section
 
@@ -306,6 +307,8 @@ class Settings(BaseSettings):
     tasks: TaskSettings = TaskSettings()
     callbacks: CallbackSettings = CallbackSettings()
     training: TrainingSettings = TrainingSettings()
+    portraits: PortraitSettings = PortraitSettings()
+    faces: FaceSettings = FaceSettings()
     pai: PaiSettings = PaiSettings()
     styles_file: Path = Field(
         STYLES_FILE,
@@ -331,13 +334,17 @@ class Settings(BaseSettings):
                 f"tasks.heartbeat_s is {self.tasks.heartbeat_s:g}, more than half of tasks.lease_s "
                 f"{self.tasks.lease_s:g}: running tasks would be taken for lost"
             )
-        if "lora" in self.models:
-            raise ValueError("models: lora is the name of the trainings' queue, choose another")
-        if self.pai.xl_model not in (None, *self.models):
-            raise ValueError(
-                f"pai.xl_model is {self.pai.xl_model}, which is none of models: "
-                f"{', '.join(self.models)}"
-            )
+        for taken, whose in (("lora", "trainings"), ("portrait", "portraits")):
+            if taken in self.models:
+                raise ValueError(
+                    f"models: {taken} is the name of the {whose}' queue, choose another"
+                )
+        named = {"portraits.model": self.portraits.model, "pai.xl_model": self.pai.xl_model}
+        for field, model in named.items():
+            if model not in (None, *self.models):
+                raise ValueError(
+                    f"{field} is {model}, which is none of models: {', '.join(self.models)}"
+                )
         for name, preset in self.models.items():
             for field, given, limit in _defaults_and_limits(preset):
                 if given > getattr(self.limits, limit):

@@ -18,9 +18,12 @@ from ray.serve.schema import LoggingConfig
 from configs.settings import ModelSettings, Settings
 from deployments.autoscaling import QueueDepthPolicy
 from deployments.embedded import EmbeddedRedis
+from deployments.faces import BATCH, BATCH_WAIT_S, Faces
 from deployments.generator import GeneratorReplica
 from deployments.ingress import Ingress
 from deployments.local import local_redis_url
+from deployments.portraits import PortraitReplica
+from deployments.tasks.portrait import PORTRAIT_QUEUE
 from deployments.trainer import TrainerReplica
 
 APP_NAME = "daguerre"
@@ -55,6 +58,8 @@ def build_app(args: Settings) -> serve.Application:
         below.append(_generator(name, preset, settings, redis_url, logging_config))
     if settings.training.enabled:
         below.append(_trainer(settings, redis_url, logging_config))
+    if settings.portraits.enabled:
+        below.append(_portraits(settings, redis_url, logging_config))
     return serve.deployment(
         serve.ingress()(Ingress),
         name="Ingress",
@@ -63,7 +68,7 @@ def build_app(args: Settings) -> serve.Application:
         ray_actor_options={"num_cpus": settings.ingress_num_cpus},
         graceful_shutdown_timeout_s=20,
         logging_config=logging_config,
-    ).bind(settings, redis_url, *below)
+    ).bind(settings, redis_url, _faces(settings, logging_config), *below)
 
 
 def _generator(
@@ -73,15 +78,6 @@ def _generator(
     redis_url: str,
     logging_config: LoggingConfig,
 ) -> serve.Application:
-    policy = AutoscalingPolicy(
-        policy_function=QueueDepthPolicy,
-        policy_kwargs={
-            "queue": name,
-            "target_tasks": preset.target_tasks,
-            "key_prefix": settings.tasks.key_prefix,
-            "redis_url": None if urlsplit(redis_url).password else redis_url,
-        },
-    )
     return serve.deployment(
         GeneratorReplica,
         name=f"Generator-{name}",
@@ -91,7 +87,7 @@ def _generator(
             max_replicas=preset.max_replicas,
             upscale_delay_s=2,
             downscale_delay_s=60,
-            policy=policy,
+            policy=_by_queue(name, preset.target_tasks, settings, redis_url),
         ),
         ray_actor_options={"num_cpus": preset.num_cpus, "num_gpus": preset.num_gpus},
         health_check_period_s=5,
@@ -100,6 +96,20 @@ def _generator(
         graceful_shutdown_wait_loop_s=1,
         logging_config=logging_config,
     ).bind(settings, name, redis_url=redis_url)
+
+
+def _by_queue(
+    queue: str, target_tasks: float, settings: Settings, redis_url: str
+) -> AutoscalingPolicy:
+    return AutoscalingPolicy(
+        policy_function=QueueDepthPolicy,
+        policy_kwargs={
+            "queue": queue,
+            "target_tasks": target_tasks,
+            "key_prefix": settings.tasks.key_prefix,
+            "redis_url": None if urlsplit(redis_url).password else redis_url,
+        },
+    )
 
 
 def _trainer(
@@ -117,6 +127,55 @@ def _trainer(
         graceful_shutdown_wait_loop_s=1,
         logging_config=logging_config,
     ).bind(settings, redis_url=redis_url)
+
+
+def _portraits(
+    settings: Settings, redis_url: str, logging_config: LoggingConfig
+) -> serve.Application:
+    own = settings.portraits
+    return serve.deployment(
+        PortraitReplica,
+        name="Portraits",
+        autoscaling_config=AutoscalingConfig(
+            min_replicas=1,
+            max_replicas=own.max_replicas,
+            upscale_delay_s=2,
+            downscale_delay_s=60,
+            policy=_by_queue(PORTRAIT_QUEUE, own.target_tasks, settings, redis_url),
+        ),
+        ray_actor_options={"num_cpus": own.num_cpus},
+        health_check_period_s=5,
+        health_check_timeout_s=10,
+        graceful_shutdown_timeout_s=20,
+        graceful_shutdown_wait_loop_s=1,
+        logging_config=logging_config,
+    ).bind(settings, redis_url=redis_url)
+
+
+def _faces(settings: Settings, logging_config: LoggingConfig) -> serve.Application:
+    own = settings.faces
+    batched = serve.batch(max_batch_size=BATCH, batch_wait_timeout_s=BATCH_WAIT_S)
+    # made here, so that Ray carries it to a replica, which else had to import all of this module
+    replica = type(
+        "FacesReplica", (Faces,), {"check": batched(Faces.check), "detect": batched(Faces.detect)}
+    )
+    return serve.deployment(
+        replica,
+        name="Faces",
+        max_ongoing_requests=4 * BATCH,
+        autoscaling_config=AutoscalingConfig(
+            min_replicas=1,
+            max_replicas=own.max_replicas,
+            target_ongoing_requests=own.target_photos,
+            upscale_delay_s=2,
+            downscale_delay_s=60,
+        ),
+        ray_actor_options={"num_cpus": own.num_cpus},
+        health_check_period_s=5,
+        health_check_timeout_s=10,
+        graceful_shutdown_timeout_s=20,
+        logging_config=logging_config,
+    ).bind(settings)
 
 
 def start(settings: Settings) -> None:
@@ -155,10 +214,12 @@ def placed_cpus(settings: Settings) -> int:
 
     They only measure what may be placed: a second model on a laptop would wait for one for ever.
     """
-    training = settings.training
+    training, portraits, faces = settings.training, settings.portraits, settings.faces
     asked = settings.ingress_replicas * settings.ingress_num_cpus
     asked += sum(model.num_cpus * model.max_replicas for model in settings.models.values())
     asked += training.num_cpus * training.concurrency if training.enabled else 0
+    asked += portraits.num_cpus * portraits.max_replicas if portraits.enabled else 0
+    asked += faces.num_cpus * faces.max_replicas
     return max(os.cpu_count() or 1, math.ceil(asked))
 
 

@@ -22,6 +22,7 @@ from deployments.tasks.exchange import Beat
 from deployments.tasks.model import Claim, Claimed, Output, Progress, Task, TaskError
 from deployments.tasks.store import TaskStore
 from pipelines.errors import DaguerreError, EngineStopped, InvalidRequest, NonFiniteOutput
+from pipelines.portrait.errors import PortraitError
 
 T = TypeVar("T")
 
@@ -329,6 +330,8 @@ def classify(error: Exception) -> tuple[TaskError, bool]:
     """What a user is told of a failed attempt, and whether another attempt makes sense."""
     if isinstance(error, InvalidRequest):
         return TaskError(code="invalid_request", message=f"{error.field}: {error}"), False
+    if isinstance(error, PortraitError):
+        return TaskError(code=error.fault.value, message=str(error)), False
     if isinstance(error, NonFiniteOutput):
         return TaskError(code="non_finite_output", message=str(error)), False
     if isinstance(error, StorageUnavailable):

@@ -17,10 +17,11 @@ from deployments.address import is_loopback
 from deployments.api import docs, errors, files
 from deployments.api.auth import KeyAuth
 from deployments.api.blocking import BlockingCalls
+from deployments.api.faces import FaceService
 from deployments.api.gallery import models as gallery_models
 from deployments.api.gallery import tasks as gallery_tasks
 from deployments.api.guard import BodyLimit, HostGuard, OriginGuard, RequestId
-from deployments.api.native import loras, routes, training
+from deployments.api.native import loras, portraits, routes, training
 from deployments.api.openai import routes as openai
 from deployments.api.openai.errors import worded
 from deployments.api.openapi import DocumentedApp
@@ -64,11 +65,13 @@ def create_app(
     *,
     services: Services | None = None,
     redis_url: str | None = None,
+    faces: FaceService | None = None,
     echo_request_id: bool = True,
 ) -> FastAPI:
     """The application; opens its own services unless they are given.
 
-    `redis_url` goes before the settings' own. `echo_request_id=False` under Serve, whose proxy
+    `redis_url` goes before the settings' own; `faces` is where the face models run, by default this
+    process. `echo_request_id=False` under Serve, whose proxy
     sends X-Request-ID itself. Raises ValueError where the settings would serve the network
     without keys.
     """
@@ -83,7 +86,7 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        lifespan=_lifespan(settings, services, redis_url),
+        lifespan=_lifespan(settings, services, redis_url, faces),
         middleware=_middleware(settings, auth, echo_request_id),
     )
     app.state.auth = auth
@@ -91,6 +94,7 @@ def create_app(
     key = APIKeyHeader(name=auth.header, scheme_name="ApiKey", auto_error=False)
     trainers = [training.upload_router] if settings.training.enabled else []
     trained = (training.router, training.task_router, *trainers)
+    painters = [portraits.router] if settings.portraits.enabled else []
     gallery = [
         router
         for module in (gallery_models, gallery_tasks)
@@ -98,7 +102,8 @@ def create_app(
     ]
     web_ui = (sdapi.router, sdapi.internal_router, sdapi_lists.router)
     lora_routers = (loras.router, loras.upload_router)
-    for keyed in (routes.router, *lora_routers, *trained, *gallery, *web_ui):
+    faced = (portraits.face_router, *painters)
+    for keyed in (routes.router, *lora_routers, *trained, *faced, *gallery, *web_ui):
         app.include_router(keyed, dependencies=[Security(key)] if auth.required else [])
     bearer = HTTPBearer(scheme_name="Bearer", auto_error=False)
     app.include_router(openai.router, dependencies=[Security(bearer)] if auth.required else [])
@@ -110,7 +115,9 @@ def create_app(
     return app
 
 
-def open_services(settings: Settings, redis_url: str | None = None) -> Services:
+def open_services(
+    settings: Settings, redis_url: str | None = None, faces: FaceService | None = None
+) -> Services:
     """Services on the settings' stores; nothing is dialled before the first call."""
     if redis_url is None and settings.redis_url is not None:
         redis_url = settings.redis_url.get_secret_value()
@@ -118,7 +125,8 @@ def open_services(settings: Settings, redis_url: str | None = None) -> Services:
     store = TaskStore.connect(redis_url, settings.tasks, max_queue=settings.limits.max_queue)
     objects = open_store(settings)
     loras = LoraRegistry(LoraStore.connect(redis_url, settings.tasks), objects)
-    return Services(settings, store, objects, loras, DraftStore.connect(redis_url, settings.tasks))
+    drafts = DraftStore.connect(redis_url, settings.tasks)
+    return Services(settings, store, objects, loras, drafts, faces)
 
 
 def _middleware(settings: Settings, auth: KeyAuth, echo: bool) -> list[Middleware]:
@@ -129,6 +137,8 @@ def _middleware(settings: Settings, auth: KeyAuth, echo: bool) -> list[Middlewar
     uploads = {
         loras.IMPORT_PATH: settings.limits.max_lora_bytes + loras.FORM_BYTES,
         training.PATH: training.max_body_bytes(settings),
+        portraits.PATH: portraits.max_body_bytes(settings),
+        portraits.CHECK_PATH: portraits.max_body_bytes(settings),
     }
     limit = settings.http.max_body_bytes
     found.append(Middleware(BodyLimit, max_bytes=limit, by_path=uploads))
@@ -136,12 +146,15 @@ def _middleware(settings: Settings, auth: KeyAuth, echo: bool) -> list[Middlewar
 
 
 def _lifespan(
-    settings: Settings, services: Services | None, redis_url: str | None
+    settings: Settings,
+    services: Services | None,
+    redis_url: str | None,
+    faces: FaceService | None,
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         # Opened here, on the loop that serves: the store's connections belong to it.
-        opened = services or open_services(settings, redis_url)
+        opened = services or open_services(settings, redis_url, faces)
         app.state.services = opened
         app.state.blocking = blocking = BlockingCalls(opened)
         app.state.pai = Dialect.of(opened)

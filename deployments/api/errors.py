@@ -14,6 +14,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
+from deployments.api.faces import FacesUnavailable
 from deployments.drafts.errors import DraftNotFound, Locked, TooManyDrafts
 from deployments.loras.errors import (
     CallConflict,
@@ -36,6 +37,7 @@ from deployments.tasks.errors import (
     TaskNotFound,
 )
 from pipelines.errors import InvalidRequest
+from pipelines.portrait.errors import PortraitError
 
 MAX_SHOWN = 80
 _QUERY = frozenset({"cursor", "version"})
@@ -137,6 +139,7 @@ RULES: dict[type[Exception], Rule] = {
     UnsupportedMediaType: Rule(415, "content_type", field=lambda _: ("header", "Content-Type")),
     UnknownHost: Rule(421, "unknown_host"),
     InvalidRequest: Rule(422, "value_error", field=_place),
+    PortraitError: Rule(422, "unfit_template", field=lambda _: ("body", "template")),
     QueueFull: Rule(429, "queue_full", headers=lambda error: retry_after(error.retry_after_s)),
     TooManyStreams: Rule(
         429,
@@ -159,6 +162,7 @@ RULES: dict[type[Exception], Rule] = {
         "The object store is unavailable, try again.",
         headers=lambda _: retry_after(1),
     ),
+    FacesUnavailable: Rule(503, "faces_unavailable", headers=lambda _: retry_after(1)),
     UploadExpired: Rule(503, "upload_expired", headers=lambda _: retry_after(1)),
     TimeoutError: Rule(
         503, "timeout", "The request took too long, try again.", headers=lambda _: retry_after(1)
@@ -230,7 +234,7 @@ def shown(value: object) -> str:
         return "an object" if isinstance(value, dict) else "a list"
     if isinstance(value, int) and abs(value) > 10**MAX_SHOWN:
         return "a number of more than 80 digits"
-    if isinstance(value, str):
+    if isinstance(value, str | bytes):
         value = value[: MAX_SHOWN + 1]  # it may have millions of characters
     text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
     return text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "..."

@@ -9,14 +9,17 @@ import hashlib
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 from configs.settings import Settings
 from deployments.api.errors import shown
+from deployments.api.faces import FaceService, LocalFaces
 from deployments.api.loras import LoraService
 from deployments.api.models import ModelService
+from deployments.api.photos import SentPhoto
+from deployments.api.portraits import PortraitService, PortraitSubmission
 from deployments.api.training import NewTraining, TrainingService
 from deployments.drafts.errors import DraftNotFound
 from deployments.drafts.model import parse_image_id
@@ -30,11 +33,13 @@ from deployments.tasks.exchange import Page
 from deployments.tasks.image import INPUT_PREFIX, ImageFields
 from deployments.tasks.limit import MIN_SIDE_PX, Size
 from deployments.tasks.model import TERMINAL, Event, Kind, NewTask, Position, Status, Task
+from deployments.tasks.portrait import portrait_prefix
 from deployments.tasks.store import MAX_PAGE, TaskStore
 from deployments.tasks.training import Curve, training_prefix
 from deployments.tasks.webui import Metadata
 from pipelines.errors import InvalidRequest
 from pipelines.images import decode_data_url, decode_image
+from pipelines.portrait.photo import PhotoCheck
 
 T = TypeVar("T")
 
@@ -101,7 +106,9 @@ class Services:
         objects: ObjectStore,
         loras: LoraRegistry,
         drafts: DraftStore,
+        faces: FaceService | None = None,
     ) -> None:
+        """`faces`: where the face models run; None: in this process."""
         self.settings = settings
         self.store = store
         self.objects = objects
@@ -112,6 +119,8 @@ class Services:
         self._decoders = asyncio.Semaphore(_DECODERS)
         self.loras = LoraService(settings, loras, objects, self._decoders)
         self.training = TrainingService(settings, store, objects, loras)
+        faces = faces or LocalFaces(settings.limits.max_input_pixels)
+        self.portraits = PortraitService(settings, store, objects, loras, faces)
         self.models = ModelService(self, drafts)
         self._url_policy = UrlPolicy(settings.callbacks.allowed_private_hosts)
 
@@ -176,6 +185,17 @@ class Services:
         if new.callback_url is not None:
             await check_url(new.callback_url, self._url_policy)
         return await self.training.submit(new, model, owner)
+
+    async def submit_portrait(self, new: PortraitSubmission, owner: str) -> Task:
+        """Create a portrait task; raises as `generate` and `PortraitService.submit`."""
+        model = self.model(new.model or self.settings.portraits.model)
+        if new.callback_url is not None:
+            await check_url(new.callback_url, self._url_policy)
+        return await self.portraits.submit(new, model, owner)
+
+    async def check_faces(self, photos: Sequence[SentPhoto]) -> list[PhotoCheck]:
+        """Which photos of a person are fit; as `PortraitService.check`."""
+        return await self.portraits.check(photos)
 
     async def task(self, task_id: str, owner: str) -> Task:
         """Raises TaskNotFound, also for another owner's."""
@@ -249,7 +269,7 @@ class Services:
         task_id, number = parse_image_id(image_id)
         with contextlib.suppress(TaskNotFound):
             task = await self.task(task_id, owner)
-            if task.kind is Kind.IMAGE and number < len(task.outputs):
+            if task.kind is not Kind.LORA and number < len(task.outputs):
                 return task, number
         raise DraftNotFound("image", image_id)
 
@@ -264,9 +284,8 @@ class Services:
         """Raises TaskNotFound, AlreadyEnded."""
         task = await self.store.cancel(checked_id(task_id), owner=owner)
         TaskLogger(log, task.id).info("canceled")
-        if task.kind is Kind.LORA:
-            with contextlib.suppress(StorageUnavailable):  # upkeep will
-                await self.objects.sweep(training_prefix(task.id), 0)
+        with contextlib.suppress(StorageUnavailable):  # upkeep will
+            await self._forget_own(task)
         return task
 
     async def delete(self, task_id: str, owner: str) -> Task:
@@ -281,8 +300,13 @@ class Services:
         """The files of a task whose record is gone."""
         for output in task.outputs:
             await self.objects.delete(output.key)
-        if task.kind is Kind.LORA:
-            await self.objects.sweep(training_prefix(task.id), 0)
+        await self._forget_own(task)
+
+    async def _forget_own(self, task: Task) -> None:
+        """What it was sent and what it keeps between two attempts."""
+        prefixes = {Kind.LORA: training_prefix, Kind.PORTRAIT: portrait_prefix}
+        if task.kind in prefixes:
+            await self.objects.sweep(prefixes[task.kind](task.id), 0)
 
     async def set_priority(self, task_id: str, priority: int, owner: str) -> Task:
         """Raises TaskNotFound, NotQueued."""

@@ -11,6 +11,7 @@ from deployments.log import TaskLogger, get_logger
 from deployments.storage.store import StorageUnavailable
 from deployments.tasks.errors import StoreUnavailable
 from deployments.tasks.image import INPUT_PREFIX, OUTPUT_PREFIX, STATE_PREFIX
+from deployments.tasks.portrait import PORTRAIT_PREFIX, PORTRAIT_QUEUE
 from deployments.tasks.training import LORA_QUEUE, TRAINING_PREFIX
 
 log = get_logger(__name__)
@@ -50,7 +51,7 @@ class Upkeep:
         """Requeue the tasks of dead workers even where no worker is left to claim: a model scaled
         to zero gets replicas for what is queued, not for what seems to run.
         """
-        for queue in (*self._services.settings.models, LORA_QUEUE):
+        for queue in (*self._services.settings.models, LORA_QUEUE, PORTRAIT_QUEUE):
             await self._services.store.sweep(queue)
 
     async def sweep(self) -> None:
@@ -73,7 +74,8 @@ class Upkeep:
         objects, kept_s = self._services.objects, self._services.settings.tasks.retention_s
         # A task may wait its delay and its turn before it reads its input.
         strays = await objects.sweep(INPUT_PREFIX, kept_s + MAX_DELAY_S + DAY_S)
-        strays += await objects.sweep(TRAINING_PREFIX, kept_s + MAX_DELAY_S + DAY_S)
+        for prefix in (TRAINING_PREFIX, PORTRAIT_PREFIX):
+            strays += await objects.sweep(prefix, kept_s + MAX_DELAY_S + DAY_S)
         strays += await objects.sweep(OUTPUT_PREFIX, kept_s + DAY_S)
         strays += await objects.sweep(STATE_PREFIX, DAY_S)
         if strays:

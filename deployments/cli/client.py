@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -165,6 +165,20 @@ class Client:
             f"{API}/loras",
             data=dict(fields),
             files={"pictures": ("pictures.zip", archive)},
+            headers={"Idempotency-Key": str(uuid.uuid4())},
+            timeout=UPLOAD_TIMEOUT_S,
+        )
+        return RemoteTask.parse(answer)
+
+    def portrait(
+        self, files: Sequence[tuple[str, tuple[str, bytes]]], fields: Mapping[str, Any]
+    ) -> RemoteTask:
+        """Create a portrait; `files` are (field, (name, bytes)), `fields` the rest of the form."""
+        answer = self._json(
+            "POST",
+            f"{API}/portraits",
+            data=dict(fields),
+            files=list(files),
             headers={"Idempotency-Key": str(uuid.uuid4())},
             timeout=UPLOAD_TIMEOUT_S,
         )

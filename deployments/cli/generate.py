@@ -200,7 +200,7 @@ def show(line: ProgressLine, task: RemoteTask) -> None:
     if task.is_waiting:
         line.waiting(task.ahead, task.eta_s)
     elif not task.ended:
-        line.step(task.step, task.steps)
+        line.step(task.step, task.steps, doing=(task.stage or "drawing").replace("_", " "))
 
 
 def end_fault(task: RemoteTask) -> CliFault:

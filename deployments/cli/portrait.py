@@ -1,4 +1,5 @@
-"""`daguerre portrait` and `daguerre faces`: portraits and photo checks in this process."""
+"""`daguerre portrait` and `daguerre faces`: portraits by a server or in this process, and photo
+checks in this process."""
 
 from __future__ import annotations
 
@@ -10,11 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deployments.cli.fault import CliFault, ExitCode, faults_as_messages
-from deployments.cli.options import Config, load_settings
+from deployments.cli.options import DEFAULT_URL, ApiKey, Config, Url, connected, load_settings
 from deployments.cli.picture import chosen_format, read_picture, writable_target, write_pictures
 
 if TYPE_CHECKING:
     from pipelines.portrait.array import Picture
+    from pipelines.portrait.parameters import PortraitParameters
     from pipelines.portrait.photo import PhotoCheck
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -61,52 +63,79 @@ def portrait(
     parameter: Sets = None,
     debug_dir: Debug = None,
     config: Config = None,
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
 ) -> None:
-    """Put people into a template photo, by warping and blending alone.
+    """Put people into a template photo.
 
     Examples:
+
+        daguerre portrait --subject ada.jpg --template painting.jpg -o ada_painted.jpg
 
         daguerre portrait --local --subject ada.jpg --template painting.jpg -o ada_painted.jpg
 
         daguerre portrait --local --subject ada/ --subject bob/ --template two.jpg
 
-    Exit codes: 0 done, 1 failed, 2 refused (no face, another number of faces), 130 interrupted.
+    Exit codes: 0 done, 1 failed, 2 refused (no face, another number of faces), 3 no server,
+    4 canceled, 130 interrupted.
     """
+    from pipelines.portrait.parameters import PortraitParameters
+
+    with faults_as_messages():
+        groups = _groups(subject, more or [])
+        format_ = chosen_format(None, output)
+        target = writable_target(output, format_, f"portrait {template.stem}", "1")
+        given = dict(map(_pair, parameter or []))
+        with _refusals():
+            parameters = PortraitParameters.of(given)
+        if local:
+            data = _made(groups, template, parameters, format_, debug_dir, config)
+        else:
+            if debug_dir is not None:
+                raise CliFault("--debug-dir is for --local", ExitCode.USAGE)
+            from deployments.cli.portrait_remote import remote_portrait
+
+            fields = {"output_format": format_}
+            with connected(url, api_key) as client:
+                data = remote_portrait(client, groups, template, given, fields)
+        for path in write_pictures(target, [data]):
+            typer.echo(path)
+
+
+def _made(
+    groups: Sequence[tuple[str, Sequence[Path]]],
+    template: Path,
+    parameters: PortraitParameters,
+    format_: str,
+    debug_dir: Path | None,
+    config: Path | None,
+) -> bytes:
+    """The file of the portrait, made in this process."""
     from deployments.cli.progress import ProgressLine
     from pipelines.images import encode_image
     from pipelines.portrait.faces import FaceReader
     from pipelines.portrait.job import Tools
-    from pipelines.portrait.parameters import PortraitParameters
     from pipelines.portrait.portrait import make_portrait, read_subject
 
-    with faults_as_messages():
-        if not local:
-            raise CliFault("portraits are made with --local so far", ExitCode.USAGE)
-        groups = _groups(subject, more or [])
-        format_ = chosen_format(None, output)
-        target = writable_target(output, format_, f"portrait {template.stem}", "1")
-        max_pixels = load_settings(config).limits.max_input_pixels
-        with ProgressLine() as line, _refusals():
-            parameters = PortraitParameters.of(dict(map(_pair, parameter or [])))
-            line.doing("reading photos")
-            reader = FaceReader()
-            subjects = [
-                read_subject([_picture(path, max_pixels) for path in group], reader, name)
-                for name, group in groups
-            ]
-            made = make_portrait(
-                _picture(template, max_pixels),
-                subjects,
-                Tools(reader.detect),
-                parameters,
-                debug_dir=debug_dir,
-                on_stage=lambda name, number, count: line.step(
-                    number - 1, count, doing=name.replace("_", " ")
-                ),
-            )
-            data, _ = encode_image(made.picture, "jpeg" if format_ == "jpg" else format_)  # type: ignore[arg-type]
-        for path in write_pictures(target, [data]):
-            typer.echo(path)
+    max_pixels = load_settings(config).limits.max_input_pixels
+    with ProgressLine() as line, _refusals():
+        line.doing("reading photos")
+        reader = FaceReader()
+        subjects = [
+            read_subject([_picture(path, max_pixels) for path in group], reader, name)
+            for name, group in groups
+        ]
+        made = make_portrait(
+            _picture(template, max_pixels),
+            subjects,
+            Tools(reader.detect),
+            parameters,
+            debug_dir=debug_dir,
+            on_stage=lambda name, number, count: line.step(
+                number - 1, count, doing=name.replace("_", " ")
+            ),
+        )
+        return encode_image(made.picture, "jpeg" if format_ == "jpg" else format_)[0]  # type: ignore[arg-type]
 
 
 @faces.command()

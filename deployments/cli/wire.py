@@ -69,6 +69,10 @@ class RemoteTask:
     """Of a training that runs."""
     left_s: float | None = None
     """Seconds until a training that runs is done."""
+    stage: str | None = None
+    """Of a portrait that runs."""
+    notes: tuple[str, ...] = ()
+    """What a portrait was made without."""
 
     @property
     def ended(self) -> bool:
@@ -88,7 +92,7 @@ class RemoteTask:
         single, many = answer.get("result_url"), answer.get("result_urls")
         progress = answer.get("progress") or {}
         position = answer.get("position") or {}
-        training = answer.get("training") or {}
+        training, portrait = answer.get("training") or {}, answer.get("portrait") or {}
         return cls(
             id=task_id,
             status=_status(status),
@@ -103,6 +107,8 @@ class RemoteTask:
             eta_s=position.get("eta_s"),
             loss=training.get("loss"),
             left_s=training.get("eta_s"),
+            stage=portrait.get("stage"),
+            notes=tuple(portrait.get("notes") or ()),
         )
 
 
@@ -124,6 +130,7 @@ class ServerEvent:
                 steps=int(self.data.get("steps", task.steps)),
                 loss=self.data.get("loss", task.loss),
                 left_s=self.data.get("eta_s", task.left_s),
+                stage=self.data.get("stage", task.stage),
             )
         status = _status(str(self.data.get("status", "pending")))
         # a stream tells a task's whole past: only the task itself can say that it waits again

@@ -134,6 +134,7 @@ local function erase(id)
       local stored = cjson.decode(text)
       discard(stored.version.key)
       if type(stored.version.curve_key) == 'string' then discard(stored.version.curve_key) end
+      for _, key in ipairs(stored.version.references or {}) do discard(key) end
       call('DEL', P .. 'lora_call:' .. stored.call)
     end)
   end
@@ -185,7 +186,9 @@ function verbs.register()
   local id = call('HGET', P .. 'lora_names:' .. A.owner, A.fold)
   local h = id and read(id)
   if not announced(A.key) or late(h or {}) then return {'late'} end
-  if A.curve and not announced(A.curve) then return {'late'} end
+  for _, key in ipairs(A.others) do
+    if not announced(key) then return {'late'} end
+  end
   if not h and A.max_owned and owned() >= A.max_owned then return {'full'} end
   if not h then
     h = {id = A.id}
@@ -199,7 +202,7 @@ function verbs.register()
     .. int(NOW) .. ',"call":' .. cjson.encode(A.call) .. ',"version":' .. A.version .. '}')
   call('SET', P .. 'lora_call:' .. A.call, h.id .. ' ' .. number)
   keep(A.key)
-  if A.curve then keep(A.curve) end
+  for _, key in ipairs(A.others) do keep(key) end
   apply(h, {version = number, base = A.base or ''})
   enter(h)
   return {'created', unpack(record(h, true))}

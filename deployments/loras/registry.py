@@ -57,14 +57,15 @@ class LoraRegistry:
         file_name: str | None = None,
         claim: Claim | None = None,
         curve: bytes | None = None,
+        references: Sequence[bytes] = (),
         max_owned: int | None = None,
     ) -> Lora:
         """Registers a file; a request may name it as soon as this returns.
 
         The same `call_id` again publishes nothing twice, nor does a `claim` that is void. `curve`
-        is the JSON of its training's loss. Raises ModelError, which calls the file by `file_name`,
-        where it is no LoRA; CallConflict, LoraNotFound, UploadExpired, ClaimLost, TooManyLoras as
-        the store.
+        is the JSON of its training's loss, `references` are JPEG files of the person whom it shows,
+        the best first. Raises ModelError, which calls the file by `file_name`, where it is no LoRA;
+        CallConflict, LoraNotFound, UploadExpired, ClaimLost, TooManyLoras as the store.
         """
         header = await asyncio.to_thread(read_header, path, file_name)
         # A key of this call alone: nothing that is registered is ever overwritten.
@@ -75,6 +76,8 @@ class LoraRegistry:
         if curve is not None:
             curve_key = await self._keep(curve, "json", "application/json")
             version = version.model_copy(update={"curve_key": curve_key})
+        photos = [await self._keep(jpeg, "jpg", "image/jpeg") for jpeg in references]
+        version = version.model_copy(update={"references": tuple(photos)})
         lora = await self.store.register(
             _with_trigger(new, header),
             version,

@@ -112,7 +112,7 @@ class LoraStore:
             owner=new.owner,
             key=version.key,
             sha256=version.sha256,
-            curve=version.curve_key,
+            others=[*filter(None, [version.curve_key]), *version.references],
             base=version.base,
             version=version.model_dump_json(),
             task=claim.task_id if claim else None,

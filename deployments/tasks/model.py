@@ -70,10 +70,11 @@ class TaskError(Frozen):
 
 
 class Progress(Frozen):
-    """How far a task is; trainings say more."""
+    """How far a task is; trainings and portraits say more."""
 
     step: int = 0
     steps: int = 0
+    stage: str | None = Field(None, description="What is being done, where steps have names.")
     loss: float | None = None
     lr: float | None = None
     samples_per_s: float | None = None
@@ -89,6 +90,7 @@ class Output(Frozen):
     height: int = 0
     seed: int | None = None
     lora_id: str | None = Field(None, description="The LoRA that this file was published as.")
+    notes: tuple[str, ...] = Field((), description="What it was made without, for a user to read.")
 
 
 class NewTask(Frozen):

@@ -25,18 +25,20 @@ class PortraitPerson(Frozen):
         min_length=1, description="Object keys of photos of the person."
     )
     lora: OrderedLora | None = Field(None, description="The person's own, worn where repainted.")
-    name: str = ""
+    trigger: str = Field("", description="The word that calls the LoRA up.")
+    name: str = Field(description="No other of the portrait has it.")
 
 
 class PortraitOrder(Frozen):
     """The input of a task as it is stored: resolved at creation, so that each attempt makes the
     same portrait."""
 
-    model: str = Field(description="Whose Generator repaints.")
+    model: str = Field(description="Whose Generator repaints, and draws where a prompt is given.")
     people: tuple[PortraitPerson, ...] = Field(min_length=1, description="Left to right.")
-    template: str | None = Field(
-        None, description="Object key of the template; None where a prompt draws it."
-    )
+    template: str | None = Field(None, description="Object key; None where `prompt` draws it.")
+    prompt: str | None = Field(None, description="What draws the template; None: one was given.")
+    scene: OrderedLora | None = Field(None, description="Worn where the template is drawn.")
+    ipa_image: str | None = Field(None, description="Object key of the picture of ipa_image_path.")
     parameters: dict[str, Any] = Field(
         default_factory=dict, description="What `PortraitParameters.of` takes; what was given."
     )
@@ -52,14 +54,9 @@ def portrait_prefix(task_id: str) -> str:
     return f"{PORTRAIT_PREFIX}{task_id}/"
 
 
-def template_key(task_id: str) -> str:
-    """The template as the client sent it."""
-    return f"{portrait_prefix(task_id)}template"
-
-
-def photo_key(task_id: str, person: int, number: int) -> str:
-    """A photo of a person as the client sent it."""
-    return f"{portrait_prefix(task_id)}{person}/{number}"
+def upload_key(task_id: str, field: str) -> str:
+    """A picture as the client sent it; `field` as refusals call it, e.g. `people.0.photos.1`."""
+    return f"{portrait_prefix(task_id)}{field}"
 
 
 def state_key(task_id: str, fence: int) -> str:

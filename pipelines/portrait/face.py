@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from pipelines.portrait import region
 from pipelines.portrait.array import Points
+from pipelines.portrait.errors import Fault, PortraitError
 from pipelines.portrait.geometry import moved
 
 BYSTANDER = 0.25
@@ -95,6 +96,20 @@ def left_to_right(faces: Sequence[Face]) -> tuple[Face, ...]:
 def without_bystanders(faces: Sequence[Face]) -> tuple[Face, ...]:
     widest = max((face.box[2] for face in faces), default=0.0)
     return tuple(face for face in faces if face.box[2] >= BYSTANDER * widest)
+
+
+def faces_of_subjects(found: Sequence[Face], subjects: int) -> tuple[Face, ...]:
+    """Those to be replaced, left to right. Raises PortraitError where they are not as many."""
+    faces = without_bystanders(found)
+    if not faces:
+        raise PortraitError(Fault.TEMPLATE_WITHOUT_FACE, "there is no face in the template")
+    if len(faces) != subjects:
+        raise PortraitError(
+            Fault.FACE_COUNT,
+            f"the template must have as many faces as there are subjects, {subjects}; "
+            f"it has {len(faces)}",
+        )
+    return left_to_right(faces)
 
 
 def main_face(faces: Sequence[Face], size: tuple[int, int]) -> Face:

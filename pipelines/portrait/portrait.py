@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 
 from pipelines.images import encode_image
-from pipelines.portrait.array import Picture
+from pipelines.portrait.array import Picture, resized
 from pipelines.portrait.errors import Fault, PortraitError
 from pipelines.portrait.faces import FaceReader
 from pipelines.portrait.geometry import grown
@@ -57,6 +58,27 @@ def make_portrait(
         if debug_dir is not None and job is not before:
             _write(debug_dir, f"{number:02d}_{name}", job)
     return Portrait(job.picture, seconds)
+
+
+def so_far(job: PortraitJob, side_px: int) -> Picture:
+    """The whole picture as it stands, its longer side at most `side_px`: before faces are pasted
+    back, with their crops in their places.
+    """
+    picture = job.picture if job.picture.size else job.template
+    scale = min(1.0, side_px / max(picture.shape[:2]))
+    height, width = (max(1, round(side * scale)) for side in picture.shape[:2])
+    small = resized(picture, (width, height), cv2.INTER_AREA)
+    if job.touched.any():
+        return small
+    for person in job.people:
+        left, top, right, bottom = (
+            round(side * scale)
+            for side in (person.box.left, person.box.top, person.box.right, person.box.bottom)
+        )
+        window = small[top:bottom, left:right]
+        if window.size:
+            window[:] = resized(person.picture, (window.shape[1], window.shape[0]), cv2.INTER_AREA)
+    return small
 
 
 def read_subject(photos: Sequence[Picture], reader: FaceReader, name: str = "") -> Subject:

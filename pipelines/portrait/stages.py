@@ -17,7 +17,7 @@ from pipelines.portrait import blend, colour, makeup, region, retouch
 from pipelines.portrait.array import Mask, Picture, resized, work_size
 from pipelines.portrait.crop import best_reference, cropped, may_change
 from pipelines.portrait.errors import Fault, PortraitError
-from pipelines.portrait.face import left_to_right, main_face, without_bystanders
+from pipelines.portrait.face import faces_of_subjects, main_face
 from pipelines.portrait.fusion import fuse
 from pipelines.portrait.geometry import bounds, moved
 from pipelines.portrait.job import Person, PortraitJob, RepaintStage
@@ -33,18 +33,9 @@ _LAST_STEPS = 30
 
 def locate_faces(job: PortraitJob) -> PortraitJob:
     """As many faces as subjects, left to right. Raises PortraitError."""
-    found = job.tools.detect(job.template)
-    faces = without_bystanders(found)
-    if not faces:
-        raise PortraitError(Fault.TEMPLATE_WITHOUT_FACE, "there is no face in the template")
-    if len(faces) != len(job.subjects):
-        raise PortraitError(
-            Fault.FACE_COUNT,
-            f"the template must have as many faces as there are subjects, {len(job.subjects)}; "
-            f"it has {len(faces)}",
-        )
+    faces = faces_of_subjects(job.tools.detect(job.template), len(job.subjects))
     untouched = np.zeros(job.template.shape[:2], np.float32)
-    return replace(job, faces=left_to_right(faces), picture=job.template, touched=untouched)
+    return replace(job, faces=faces, picture=job.template, touched=untouched)
 
 
 def crop_faces(job: PortraitJob) -> PortraitJob:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
 import tempfile
 import time
@@ -23,11 +24,12 @@ from ai_service_python_sdk.client.rest import ApiException
 
 from configs.settings import Settings
 from deployments.api.app import open_services
-from deployments.api.services import Services
 from deployments.api.pai.account import owner_of
+from deployments.api.services import Services
 from deployments.cli.demo import free_port
 from deployments.local import local_redis_url
 from deployments.portraits import Portraits
+from deployments.tasks.errors import StoreUnavailable
 from deployments.tasks.model import Claimed, Output
 from deployments.tasks.portrait import PortraitOrder
 from deployments.tasks.training import LORA_QUEUE, pictures_key
@@ -126,14 +128,19 @@ class Workers:
         portraits = Portraits(self._settings, redis_url=redis_url, draw=_drawn)
         try:
             while True:
-                for claimed in await services.store.claim(
-                    LORA_QUEUE, "trainer", limit=1, request_id=uuid.uuid4().hex
-                ):
-                    await _learned(services, claimed)
-                await services.store.wait_for_work(LORA_QUEUE, timeout_s=0.2)
+                with contextlib.suppress(StoreUnavailable):  # a machine that is busy
+                    await _train_one(services)
         finally:
             await portraits.drain()
             await services.close()
+
+
+async def _train_one(services: Services) -> None:
+    for claimed in await services.store.claim(
+        LORA_QUEUE, "trainer", limit=1, request_id=uuid.uuid4().hex
+    ):
+        await _learned(services, claimed)
+    await services.store.wait_for_work(LORA_QUEUE, timeout_s=0.2)
 
 
 async def _learned(services: Services, claimed: Claimed) -> None:

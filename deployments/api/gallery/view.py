@@ -238,7 +238,7 @@ def result_of(task: Task, urls: list[str]) -> dict[str, Any]:
     data: dict[str, Any] = {"id": task.id if task.kind is Kind.LORA else task.input.get("model")}
     if task.kind is Kind.LORA:
         data |= {"loss": task.progress.loss, "source": task.input.get("model")}
-    elif task.kind is Kind.IMAGE:
+    else:
         data |= {"prompt": task.input.get("prompt"), "seed": task.input.get("seed")}
     if urls:
         data["images"] = [

@@ -61,6 +61,7 @@ _COMMON: dict[str, Any] = {
     "progress": {"step": 30, "steps": 30},
     "position": None,
     "training": None,
+    "portrait": None,
 }
 
 WAITING: dict[str, Any] = _COMMON | {
@@ -94,11 +95,19 @@ PAUSED: dict[str, Any] = _COMMON | {
     },
 }
 
+PORTRAIT_TASK: dict[str, Any] = _COMMON | {
+    "status": "processing",
+    "prompt": None,
+    "progress": {"step": 5, "steps": 15},
+    "portrait": {"people": ["Ada"], "stage": "repaint_first", "notes": []},
+}
+
 TASKS: dict[str, dict[str, Any]] = {
     "completed, one picture": COMPLETED,
     "completed, several pictures": COMPLETED_SEVERAL,
     "failed": FAILED,
     "waiting": WAITING,
+    "a portrait at work": PORTRAIT_TASK,
 }
 
 TASK_LIST: dict[str, Any] = {"tasks": [COMPLETED, CANCELED], "next_cursor": "0.41"}
@@ -196,6 +205,59 @@ TRAIN_FORM: dict[str, Any] = {
     "trigger": "zorblax",
     "steps": 800,
     "pictures": ["(a JPEG file)", "(a zip archive)"],
+}
+PORTRAIT: dict[str, dict[str, Any]] = {
+    "a person in a template": {
+        "people": [
+            {
+                "photos": [
+                    "https://example.com/ada/1.jpg",
+                    f"data:image/png;base64,{_TINY_PNG}",
+                ],
+                "name": "Ada",
+            }
+        ],
+        "template": "https://example.com/templates/astronaut.jpg",
+        "parameters": {"more_like_me": 0.6, "skin_retouching_bool": True},
+        "seed": 7,
+    },
+    "two people whose LoRAs were trained, in a drawn template": {
+        "people": [{"lora": "ada"}, {"lora": "lora_01JGGZ1M5D0Q3V7X8K2R4T6W9Y"}],
+        "parameters": {"t2i_prompt": "two people at a harbour, evening light"},
+        "callback_url": "https://example.com/api/callback",
+    },
+}
+PORTRAIT_FORM: dict[str, Any] = {
+    "template": "(a JPEG file)",
+    "photos": ["(a JPEG file)", "(a PNG file)"],
+    "more_like_me": 0.6,
+}
+CHECK: dict[str, Any] = {
+    "photos": ["https://example.com/ada/1.jpg", f"data:image/png;base64,{_TINY_PNG}"]
+}
+CHECK_FORM: dict[str, Any] = {"photos": ["(a JPEG file)", "(a PNG file)"]}
+CHECKED: dict[str, Any] = {
+    "photos": [
+        {
+            "code": 1,
+            "message": "success",
+            "faces": 1,
+            "box": [212.5, 140.25, 180.0, 231.5],
+            "frontal": True,
+            "frontal_score": 0.9312,
+            "likeness": 0.8841,
+        },
+        {
+            "code": 3,
+            "message": "Number of face is not 1.",
+            "faces": 0,
+            "box": None,
+            "frontal": False,
+            "frontal_score": 0.0,
+            "likeness": 0.0,
+        },
+    ],
+    "reference": 0,
 }
 CURVE: dict[str, Any] = {
     "steps": 800,

@@ -106,8 +106,10 @@ class CreatedView(BaseModel):
 
 
 class ProgressView(BaseModel):
-    step: int = Field(description="Denoising steps done, over all pictures of the task.")
-    steps: int = Field(description="Denoising steps in all; 0 while not known.")
+    step: int = Field(
+        description="Denoising steps done, over all pictures of the task; stages of a portrait."
+    )
+    steps: int = Field(description="Of them in all; 0 while not known.")
 
 
 class PositionView(BaseModel):
@@ -141,6 +143,26 @@ class TrainingView(BaseModel):
         )
 
 
+class PortraitView(BaseModel):
+    """What a portrait says besides."""
+
+    people: list[str] = Field(description="Their names, left to right.")
+    stage: str | None = Field(description="What is being done, while it runs.")
+    notes: list[str] = Field(description="What it was made without, once it is completed.")
+
+    @classmethod
+    def of(cls, task: Task) -> PortraitView | None:
+        """None for other kinds of tasks."""
+        if task.kind is not Kind.PORTRAIT:
+            return None
+        people = task.input.get("people", ())
+        return cls(
+            people=[str(person.get("name", "")) for person in people],
+            stage=task.progress.stage if task.status is Status.RUNNING else None,
+            notes=[note for output in task.outputs for note in output.notes],
+        )
+
+
 class TaskView(BaseModel):
     """A task; the first seven fields are the documented ones."""
 
@@ -161,6 +183,7 @@ class TaskView(BaseModel):
     progress: ProgressView
     position: PositionView | None = Field(description="While it waits; null in lists.")
     training: TrainingView | None = Field(description="Of a LoRA's training; null for pictures.")
+    portrait: PortraitView | None = Field(description="Of a portrait; null for others.")
 
     @classmethod
     def of(cls, task: Task, urls: list[str], position: Position | None = None) -> TaskView:
@@ -182,6 +205,7 @@ class TaskView(BaseModel):
             progress=ProgressView(step=task.progress.step, steps=task.progress.steps),
             position=PositionView(ahead=position.ahead, eta_s=position.eta_s) if position else None,
             training=TrainingView.of(task),
+            portrait=PortraitView.of(task),
         )
 
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from typing import IO, Annotated, Any
 
 from fastapi import APIRouter, Header, Request, Response
-from fastapi.exceptions import RequestValidationError
-from pydantic import ValidationError
 from starlette.datastructures import FormData, UploadFile
 
 from configs.settings import Settings
 from deployments.api.curve import draw_curve
-from deployments.api.errors import UnsupportedMediaType, shown
 from deployments.api.native import examples, loras, responses
+from deployments.api.native.form import FORM, body_kind, json_body, json_field, validated
 from deployments.api.native.schema import CreatedView
 from deployments.api.native.training_schema import FILES, CurveView, TrainBody, request_body
 from deployments.api.route import KeyedRoute, OwnerDep, ServicesDep, UploadRoute
@@ -68,20 +65,15 @@ async def train_lora(
 ) -> CreatedView:
     """Creates a task and returns at once. Its pictures are judged before: those that cannot be used
     are named. The LoRA may be used as soon as the task is completed."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind == "multipart/form-data":
+    if body_kind(request) == FORM:
         most = services.settings.training.max_pictures
         async with request.form(
             max_files=2 * most, max_fields=_MAX_FIELDS + most, max_part_size=FORM_BYTES
         ) as form:
             task = await services.train(_of_form(form, idempotency_key), owner)
-    elif kind == "application/json":
-        body = _validated(await _json(request))
-        task = await services.train(body.to_domain((), idempotency_key), owner)
     else:
-        raise UnsupportedMediaType(
-            f"Content-Type must be application/json or multipart/form-data, given {shown(kind)}"
-        )
+        body = validated(TrainBody, await json_body(request))
+        task = await services.train(body.to_domain((), idempotency_key), owner)
     return CreatedView.of(task)
 
 
@@ -143,49 +135,11 @@ def _of_form(form: FormData, idempotency_key: str | None) -> NewTraining:
         elif name == FILES:
             given["pictures"].append({"image": value})
         elif name == "job":
-            given["job"] |= _job(str(value))
+            given["job"] |= json_field(name, str(value))
         elif name == "validation_prompts":
             given["job"].setdefault(name, []).append(value)
         elif name in LoraJob.model_fields:
             given["job"][name] = value
         else:
             given[name] = value
-    return _validated(given).to_domain(files, idempotency_key)
-
-
-def _job(text: str) -> dict[str, Any]:
-    try:
-        found = json.loads(text)
-        if isinstance(found, dict):
-            return found
-    except (ValueError, RecursionError):
-        pass
-    raise RequestValidationError(
-        [{"type": "value_error", "loc": ("body", "job"), "msg": "must be JSON", "input": text}]
-    )
-
-
-async def _json(request: Request) -> Any:
-    try:
-        return await request.json()
-    except json.JSONDecodeError as error:
-        raise RequestValidationError(
-            [
-                {
-                    "type": "json_invalid",
-                    "loc": ("body",),
-                    "msg": "",
-                    "input": None,
-                    "ctx": {"error": error.msg},
-                }
-            ]
-        ) from None
-
-
-def _validated(given: Any) -> TrainBody:
-    try:
-        return TrainBody.model_validate(given)
-    except ValidationError as refused:
-        raise RequestValidationError(
-            [error | {"loc": ("body", *error["loc"])} for error in refused.errors()]
-        ) from None
+    return validated(TrainBody, given).to_domain(files, idempotency_key)

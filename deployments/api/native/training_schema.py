@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from deployments.api.native import examples
+from deployments.api.native.form import inlined
 from deployments.api.training import NamedPicture, NewTraining
 from deployments.loras.model import LoraName, Visibility
 from deployments.tasks.field import Text
@@ -88,7 +89,7 @@ def request_body() -> dict[str, Any]:
             **{name: field | {"title": f"job.{name}"} for name, field in job.items()},
         },
     }
-    whole = _inlined(TrainBody.model_json_schema())
+    whole = inlined(TrainBody.model_json_schema())
     return {
         "required": True,
         "content": {
@@ -96,21 +97,3 @@ def request_body() -> dict[str, Any]:
             "multipart/form-data": {"schema": form, "example": examples.TRAIN_FORM},
         },
     }
-
-
-def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
-    """With each definition in its place: an OpenAPI document keeps them elsewhere."""
-    definitions = schema.pop("$defs", {})
-
-    def inlined(value: Any) -> Any:
-        if isinstance(value, list):
-            return [inlined(each) for each in value]
-        if not isinstance(value, dict):
-            return value
-        found = {key: inlined(each) for key, each in value.items() if key != "$ref"}
-        if "$ref" in value:
-            found = inlined(definitions[value["$ref"].rpartition("/")[2]]) | found
-        return found
-
-    result: dict[str, Any] = inlined(schema)
-    return result

@@ -1,0 +1,113 @@
+"""Portrait tasks: claims them, and runs the stages of their portraits."""
+
+from __future__ import annotations
+
+import asyncio
+
+from configs.settings import Settings
+from deployments.background import Background, goes_on, worker_name
+from deployments.log import get_logger
+from deployments.portrait_run import Bench, PortraitRun
+from deployments.runner import AttemptFailed, Job, TaskRunner
+from deployments.storage import open_store
+from deployments.storage.store import ObjectStore, StorageUnavailable
+from deployments.tasks.model import Output, Task
+from deployments.tasks.portrait import PORTRAIT_QUEUE, portrait_prefix
+from deployments.tasks.store import TaskStore
+from pipelines.errors import EngineStopped, InvalidRequest, NonFiniteOutput
+from pipelines.images import encode_image
+from pipelines.portrait.errors import PortraitError
+from pipelines.portrait.faces import FaceReader
+from pipelines.portrait.job import PortraitJob
+from pipelines.portrait.portrait import so_far
+
+log = get_logger(__name__)
+
+DRAIN_S = 8.0
+PREVIEW_PX = 512
+
+
+class Portraits:
+    """Construct on a running event loop; it begins to claim at once."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        redis_url: str,
+        objects: ObjectStore | None = None,
+    ) -> None:
+        self._objects = objects or open_store(settings)
+        self._store = TaskStore.connect(
+            redis_url, settings.tasks, max_queue=settings.limits.max_queue
+        )
+        self._bench = Bench(self._objects, FaceReader(), settings.limits.max_input_pixels)
+        self._background = Background()
+        self._runner = TaskRunner(
+            self._store,
+            settings.tasks,
+            queue=PORTRAIT_QUEUE,
+            worker=worker_name(),
+            run=self._run,
+            size_of=lambda task: 1,
+            capacity=settings.portraits.concurrency,
+            on_end=self._on_end,
+        )
+        self._runner.start()
+
+    async def check_health(self) -> None:
+        """Raises where the loops that claim and renew ended."""
+        if not self._runner.healthy():
+            raise RuntimeError("the task loops of the portraits ended")
+
+    async def drain(self) -> None:
+        """Take no more tasks; running ones go back to the queue with their last saved state."""
+        await self._runner.drain(DRAIN_S)
+        await self._background.finish()
+        await self._store.close()
+        await self._objects.close()
+
+    async def _run(self, job: Job) -> list[Output]:
+        try:
+            run = PortraitRun(
+                self._bench, job, on_stage=lambda portrait: self._on_stage(job, portrait)
+            )
+            return await run.outputs()
+        except (InvalidRequest, PortraitError, NonFiniteOutput, StorageUnavailable, EngineStopped):
+            raise
+        except Exception as error:
+            where = (job.progress.stage or "its beginning").replace("_", " ")
+            raise AttemptFailed(
+                "portrait_failed", f"the portrait ended unexpectedly at: {where}"
+            ) from error
+
+    def _on_stage(self, job: Job, portrait: PortraitJob) -> None:
+        if job.watched:
+            self._background.spawn(self._send_preview(job, portrait))
+
+    async def _send_preview(self, job: Job, portrait: PortraitJob) -> None:
+        jpeg = await asyncio.to_thread(_preview, portrait)
+        await self._store.preview(job.claim, jpeg)
+
+    def _on_end(self, end: str, task: Task) -> None:
+        if end in ("succeeded", "failed", "stale"):
+            self._background.spawn(self._forget(end, task))
+
+    async def _forget(self, end: str, task: Task) -> None:
+        """Remove uploads and states, unless another worker goes on with them."""
+        if await goes_on(self._store, end, task):
+            return
+        await self._objects.sweep(portrait_prefix(task.id), 0)
+
+
+class PortraitReplica(Portraits):
+    """Portraits as Serve runs them."""
+
+    async def __del__(self) -> None:
+        # Serve calls this too where the constructor failed.
+        if hasattr(self, "_runner"):
+            await self.drain()
+
+
+def _preview(portrait: PortraitJob) -> bytes:
+    return encode_image(so_far(portrait, PREVIEW_PX), "jpeg")[0]
