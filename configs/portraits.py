@@ -15,7 +15,7 @@ class PortraitSettings(Section):
         None, description="Whose Generator repaints where a request says none; None: the first."
     )
     concurrency: int = Field(1, ge=1, description="Portraits that one worker makes at once.")
-    num_cpus: float = Field(0.5, ge=0, description="Of one worker, to be placed by.")
+    num_cpus: float = Field(0.25, ge=0, description="Of one worker, to be placed by.")
     max_replicas: int = Field(1, ge=1, description="Workers; more are started as the queue grows.")
     target_tasks: float = Field(
         4.0, gt=0, description="Queued and running portraits a worker is meant to have."
@@ -32,7 +32,7 @@ class PortraitSettings(Section):
 class FaceSettings(Section):
     """The face models: one deployment, which checks photos for all HTTP replicas."""
 
-    num_cpus: float = Field(0.1, ge=0, description="Of one replica, to be placed by.")
+    num_cpus: float = Field(0.05, ge=0, description="Of one replica, to be placed by.")
     max_replicas: int = Field(2, ge=1)
     target_photos: float = Field(
         8.0, gt=0, description="Photos a replica is meant to have at once; more scale up."

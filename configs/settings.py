@@ -29,6 +29,7 @@ from pydantic_settings import (
 )
 
 from configs.pai import PaiSettings
+from configs.portrait_model import PortraitModelSettings
 from configs.portraits import FaceSettings, PortraitSettings
 from configs.sampler import SchedulerName
 from configs.section import HostPort, ModelName, Section
@@ -93,6 +94,18 @@ class StorageSettings(Section):
         return self
 
 
+class IPAdapterSettings(Section):
+    """Two sources, each a path, or a hub id with the path inside of it behind."""
+
+    source: str = Field(
+        description="A safetensors file: standard, plus or full face, as "
+        "`h94/IP-Adapter/models/ip-adapter_sd15.safetensors`."
+    )
+    image_encoder: str = Field(
+        description="The diffusers folder of the CLIP image encoder that it was trained with."
+    )
+
+
 class ModelSettings(Section):
     """One base model: one Generator deployment with its own queue."""
 
@@ -107,10 +120,27 @@ class ModelSettings(Section):
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
         "auto", description="auto: float32 on a CPU, float16 on a GPU."
     )
+    vae: str | None = Field(
+        None,
+        description="A diffusers folder or hub id of an AutoencoderKL in place of its own.",
+    )
     tiny_vae: str | None = Field(
         None,
         description="A diffusers folder or hub id of an AutoencoderTiny (TAESD) for this model: "
         "draws previews, and pictures with `tiny_decode`.",
+    )
+    controlnets: dict[ModelName, str] = Field(
+        {},
+        description="ControlNets that requests may name: each a diffusers folder, a .safetensors "
+        "file in its layout, or a hub id.",
+    )
+    ip_adapters: dict[ModelName, IPAdapterSettings] = Field(
+        {}, description="IP-Adapters that requests may name."
+    )
+    embeddings: Path | None = Field(
+        None,
+        description="Folder of textual inversion embeddings (.safetensors, .pt, .bin): prompts "
+        "name them by their files' names.",
     )
     compile: bool = Field(
         False,
@@ -138,6 +168,9 @@ class ModelSettings(Section):
         description="Every so many steps, and when its replica stops, a half-drawn picture is "
         "saved in the object store: the next attempt goes on there. 0: never, it begins anew.",
     )
+    portrait: PortraitModelSettings = Field(
+        PortraitModelSettings(), description="How portraits use this model."
+    )
     min_replicas: int = Field(1, ge=0)
     max_replicas: int = Field(1, ge=1)
     num_cpus: float = Field(1.0, ge=0)
@@ -159,6 +192,19 @@ class ModelSettings(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _portraits_name_what_is_here(self) -> ModelSettings:
+        own = self.portrait
+        if missing := sorted(set(own.controls.values()) - self.controlnets.keys()):
+            raise ValueError(
+                f"portrait.controls names {', '.join(missing)}, which controlnets does not have"
+            )
+        if own.ip_adapter is not None and own.ip_adapter not in self.ip_adapters:
+            raise ValueError(
+                f"portrait.ip_adapter names {own.ip_adapter}, which ip_adapters does not have"
+            )
+        return self
+
 
 class LimitSettings(Section):
     max_side_px: int = Field(2048, ge=64)
@@ -168,6 +214,8 @@ class LimitSettings(Section):
     max_images: int = Field(10, ge=1, description="Pictures of one task.")
     max_prompt_chars: int = Field(4000, ge=1)
     max_input_pixels: int = Field(16_000_000, ge=1, description="Of a picture that a client sends.")
+    max_controlnets: int = Field(3, ge=0, le=4, description="ControlNets of one request.")
+    max_ip_adapters: int = Field(2, ge=0, le=4, description="IP-Adapters of one request.")
     max_loras: int = Field(8, ge=0, le=16, description="LoRAs of one request.")
     max_lora_weight: float = Field(4.0, gt=0, description="Weights go from minus this to this.")
     max_lora_bytes: int = Field(

@@ -54,12 +54,15 @@ def build_app(args: Settings) -> serve.Application:
         )
     else:
         redis_url = settings.redis_url.get_secret_value()
-    for name, preset in settings.models.items():
-        below.append(_generator(name, preset, settings, redis_url, logging_config))
+    generators = {
+        name: _generator(name, preset, settings, redis_url, logging_config)
+        for name, preset in settings.models.items()
+    }
+    below += generators.values()
     if settings.training.enabled:
         below.append(_trainer(settings, redis_url, logging_config))
     if settings.portraits.enabled:
-        below.append(_portraits(settings, redis_url, logging_config))
+        below.append(_portraits(settings, redis_url, generators, logging_config))
     return serve.deployment(
         serve.ingress()(Ingress),
         name="Ingress",
@@ -130,7 +133,10 @@ def _trainer(
 
 
 def _portraits(
-    settings: Settings, redis_url: str, logging_config: LoggingConfig
+    settings: Settings,
+    redis_url: str,
+    generators: dict[str, serve.Application],
+    logging_config: LoggingConfig,
 ) -> serve.Application:
     own = settings.portraits
     return serve.deployment(
@@ -149,7 +155,7 @@ def _portraits(
         graceful_shutdown_timeout_s=20,
         graceful_shutdown_wait_loop_s=1,
         logging_config=logging_config,
-    ).bind(settings, redis_url=redis_url)
+    ).bind(settings, redis_url=redis_url, generators=generators)
 
 
 def _faces(settings: Settings, logging_config: LoggingConfig) -> serve.Application:

@@ -32,6 +32,7 @@ def load_model(preset: ModelSettings) -> Components:
         config=preset.config,
         device=preset.device,
         dtype=preset.dtype,
+        vae=preset.vae,
         tiny_vae=preset.tiny_vae,
     )
     return compile_blocks(components) if preset.compile else components

@@ -38,15 +38,14 @@ class Faces:
 
     async def check(self, photos: list[bytes]) -> list[PhotoCheck]:
         """Each photo by itself: never OTHER_PERSON."""
-        return await asyncio.to_thread(
-            lambda: [
-                check_photo(each, self._reader, max_pixels=self._max_pixels) for each in photos
-            ]
-        )
+        return await asyncio.to_thread(self._checked, photos)
 
     async def detect(self, pictures: list[bytes]) -> list[tuple[Face, ...] | str]:
         """All faces of each, or why it is no picture."""
         return await asyncio.to_thread(lambda: [self._detected(each) for each in pictures])
+
+    def _checked(self, photos: list[bytes]) -> list[PhotoCheck]:
+        return [check_photo(each, self._reader, max_pixels=self._max_pixels) for each in photos]
 
     def _detected(self, data: bytes) -> tuple[Face, ...] | str:
         try:

@@ -25,6 +25,7 @@ from deployments.states import SavedStates
 from deployments.storage import open_store
 from deployments.storage.store import ObjectStore
 from deployments.tasks.image import ImageFields, ImageJob
+from deployments.tasks.lora import OrderedLora
 from deployments.tasks.model import ANONYMOUS, Output, Progress, Task
 from deployments.tasks.store import TaskStore
 from pipelines.canvas import BLANK, Canvas
@@ -32,6 +33,7 @@ from pipelines.components import Components
 from pipelines.engine.request import (
     EngineEvent,
     EventKind,
+    ImageRequest,
     ImageResult,
     LoraUse,
     Picture,
@@ -39,6 +41,7 @@ from pipelines.engine.request import (
 from pipelines.engine.worker import EngineWorker
 from pipelines.errors import ComputationFailed, RequestCanceled
 from pipelines.images import encode_image
+from pipelines.portrait.files import located
 
 T = TypeVar("T")
 
@@ -148,6 +151,23 @@ class Generator:
             content_type=encoded[0][1],
             seeds=[job.seed + i for i in range(job.num_images)],
         )
+
+    async def draw(self, request: ImageRequest, loras: Sequence[OrderedLora] = ()) -> Picture:
+        """One picture of an engine's own request, in the same batch: what repaints portraits.
+
+        Its files may be sources as the settings have them; a LoRA's path that is the key of one of
+        `loras` means that one. Raises InvalidRequest, ModelError, and what ends a picture.
+        """
+        async with self._lora_files.worn(loras) as uses:
+            worn = {lora.key: use.path for lora, use in zip(loras, uses, strict=True)}
+            here = await asyncio.to_thread(located, request, worn)
+            await asyncio.to_thread(self._engine.check, here)
+            future = asyncio.wrap_future(self._engine.submit(here))
+            try:
+                return (await future).picture
+            except BaseException:
+                self._engine.cancel(here.id)
+                raise
 
     async def check_health(self) -> None:
         """Raises where the engine or its device is dead or wedged, or the pull loops ended."""

@@ -132,7 +132,11 @@ class LoraRun:
     def _components(self) -> Components:
         model = self._settings.models[self._attempt.order.model]
         return load_components(
-            model.source, config=model.config, device=model.device, dtype=model.dtype
+            model.source,
+            config=model.config,
+            device=model.device,
+            dtype=model.dtype,
+            vae=model.vae,
         )
 
     def _earlier(self) -> tuple[bytes | None, Curve]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -41,9 +41,7 @@ Shown = Callable[[PortraitJob], None]
 class Painter(Protocol):
     """A base model's part in one portrait. Both verbs block: they are called in threads."""
 
-    def template(
-        self, order: PortraitOrder, subjects: Sequence[Subject], parameters: PortraitParameters
-    ) -> Picture:
+    def template(self, subjects: Sequence[Subject], parameters: PortraitParameters) -> Picture:
         """As the order's prompt and scene say, with a face for every subject. Raises
         PortraitError."""
         ...
@@ -70,6 +68,7 @@ class PortraitRun:
         self,
         bench: Bench,
         job: Job,
+        order: PortraitOrder,
         *,
         painter: Painter | None = None,
         on_stage: Shown = lambda portrait: None,
@@ -77,12 +76,12 @@ class PortraitRun:
         """`painter` None: nothing is repainted, and templates have to be given. `on_stage` hears
         of every stage that changed the picture."""
         self._bench, self._job, self._painter = bench, job, painter
-        self._on_stage = on_stage
-        self._order = PortraitOrder.model_validate(job.task.input)
-        self._parameters = PortraitParameters.of(self._order.parameters, sdxl=self._order.sdxl)
+        self._on_stage, self._order = on_stage, order
+        self._parameters = PortraitParameters.of(order.parameters, sdxl=order.sdxl)
         self._tools = Tools(bench.reader.detect)
         self._log = TaskLogger(log, job.task.id)
-        self._names = [READ, *(stage.__name__ for stage in STAGES)]
+        self._before = [READ] if order.template is not None else [READ, DRAW]
+        self._names = [*self._before, *(stage.__name__ for stage in STAGES)]
         self._unsaved_s = 0.0
 
     async def outputs(self) -> list[Output]:
@@ -98,7 +97,7 @@ class PortraitRun:
 
     async def _after(self, number: int, portrait: PortraitJob) -> PortraitJob:
         stage = STAGES[number]
-        self._tell(number + 1, stage.__name__)
+        self._tell(len(self._before) + number)
         started = time.monotonic()
         try:
             result = await asyncio.to_thread(stage, portrait)
@@ -107,34 +106,40 @@ class PortraitRun:
         self._unsaved_s += time.monotonic() - started
         if result is not portrait:
             self._on_stage(result)
-        if self._unsaved_s >= SAVE_AFTER_S and number + 1 < len(STAGES):
-            await self._save(result, self._names[1 : number + 2])
+        await self._save(result, number + 1)
         return result
 
-    def _tell(self, number: int, name: str) -> None:
-        self._job.progress = Progress(step=number, steps=len(self._names), stage=name)
+    def _tell(self, step: int) -> None:
+        names = self._names
+        self._job.progress = Progress(step=step, steps=len(names), stage=names[step])
 
     # beginning
 
     async def _begun(self) -> PortraitJob:
-        self._tell(0, READ)
+        self._tell(0)
         started = time.monotonic()
         subjects = [await self._subject(number) for number in range(len(self._order.people))]
+        if self._order.ipa_image is not None:
+            image = await self._read((self._order.ipa_image,), "ipa_image_path")
+            subjects[0] = replace(subjects[0], ipa=image.references[0])
         if self._order.template is None:
             template = await self._drawn(subjects)
         else:
             template = await self._picture(self._order.template, "template")
+        portrait = PortraitJob(template, tuple(subjects), self._tools, self._parameters)
         self._unsaved_s += time.monotonic() - started
-        return PortraitJob(template, tuple(subjects), self._tools, self._parameters)
+        await self._save(portrait, 0)
+        return portrait
 
     async def _subject(self, number: int) -> Subject:
         person = self._order.people[number]
-        field = f"people.{number}.photos"
-        photos = [await self._picture(key, field) for key in person.references]
+        found = await self._read(person.references, f"people.{number}.photos")
+        return replace(found, name=person.name)
+
+    async def _read(self, keys: Sequence[str], field: str) -> Subject:
+        photos = [await self._picture(key, field) for key in keys]
         try:
-            return await asyncio.to_thread(
-                read_subject, photos, self._bench.reader, name=person.name
-            )
+            return await asyncio.to_thread(read_subject, photos, self._bench.reader)
         except PortraitError as error:
             raise _in_stage(READ, PortraitError(error.fault, f"{field}: {error}")) from error
 
@@ -151,11 +156,9 @@ class PortraitRun:
     async def _drawn(self, subjects: Sequence[Subject]) -> Picture:
         if self._painter is None:
             raise InvalidRequest("template", "template must be given: no model draws one here")
-        self._tell(0, DRAW)
+        self._tell(1)
         try:
-            return await asyncio.to_thread(
-                self._painter.template, self._order, subjects, self._parameters
-            )
+            return await asyncio.to_thread(self._painter.template, subjects, self._parameters)
         except PortraitError as error:
             raise _in_stage(DRAW, error) from error
 
@@ -177,13 +180,17 @@ class PortraitRun:
             except (ObjectNotFound, StorageUnavailable, DamagedState) as error:
                 self._log.info("no state of attempt %d: %r", fence, error)
                 continue
-            if list(done) == self._names[1 : len(done) + 1]:
+            if list(done) == self._names[: len(done)]:
                 self._log.info("goes on after %s of attempt %d", done[-1], fence)
-                return portrait, len(done)
+                return portrait, len(done) - len(self._before)
         return None
 
-    async def _save(self, portrait: PortraitJob, done: Sequence[str]) -> None:
-        """What goes wrong here costs the next attempt time, never this one its portrait."""
+    async def _save(self, portrait: PortraitJob, stages: int) -> None:
+        """After so many, where they took long. What goes wrong here costs the next attempt time,
+        never this one its portrait."""
+        if self._unsaved_s < SAVE_AFTER_S or stages == len(STAGES):
+            return
+        done = self._names[: len(self._before) + stages]
         data = await asyncio.to_thread(write_state, portrait, done)
         key = state_key(self._job.task.id, self._job.claim.fence)
         try:

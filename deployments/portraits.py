@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from configs.settings import Settings
 from deployments.background import Background, goes_on, worker_name
 from deployments.log import get_logger
+from deployments.painter import Draw, DrawByHandle, GeneratorPainter
 from deployments.portrait_run import Bench, PortraitRun
 from deployments.runner import AttemptFailed, Job, TaskRunner
 from deployments.storage import open_store
 from deployments.storage.store import ObjectStore, StorageUnavailable
 from deployments.tasks.model import Output, Task
-from deployments.tasks.portrait import PORTRAIT_QUEUE, portrait_prefix
+from deployments.tasks.portrait import PORTRAIT_QUEUE, PortraitOrder, portrait_prefix
 from deployments.tasks.store import TaskStore
-from pipelines.errors import EngineStopped, InvalidRequest, NonFiniteOutput
+from pipelines.errors import InvalidRequest, NonFiniteOutput
 from pipelines.images import encode_image
 from pipelines.portrait.errors import PortraitError
 from pipelines.portrait.faces import FaceReader
@@ -36,7 +38,10 @@ class Portraits:
         *,
         redis_url: str,
         objects: ObjectStore | None = None,
+        draw: Draw | None = None,
     ) -> None:
+        """`draw` None: nothing is repainted, and templates have to be given."""
+        self._models, self._draw = settings.models, draw
         self._objects = objects or open_store(settings)
         self._store = TaskStore.connect(
             redis_url, settings.tasks, max_queue=settings.limits.max_queue
@@ -69,17 +74,37 @@ class Portraits:
 
     async def _run(self, job: Job) -> list[Output]:
         try:
-            run = PortraitRun(
-                self._bench, job, on_stage=lambda portrait: self._on_stage(job, portrait)
-            )
-            return await run.outputs()
-        except (InvalidRequest, PortraitError, NonFiniteOutput, StorageUnavailable, EngineStopped):
+            return await self._outputs(job)
+        except (InvalidRequest, PortraitError, NonFiniteOutput, StorageUnavailable):
             raise
         except Exception as error:
             where = (job.progress.stage or "its beginning").replace("_", " ")
             raise AttemptFailed(
                 "portrait_failed", f"the portrait ended unexpectedly at: {where}"
             ) from error
+
+    async def _outputs(self, job: Job) -> list[Output]:
+        order = PortraitOrder.model_validate(job.task.input)
+        if order.model not in self._models:  # settings changed while it waited
+            raise InvalidRequest(
+                "model", f"model must be one of {list(self._models)}, given {order.model!r}"
+            )
+        painter = None
+        if self._draw is not None:
+            detect = self._bench.reader.detect
+            painter = GeneratorPainter(order, self._models[order.model], detect, self._draw)
+        run = PortraitRun(
+            self._bench,
+            job,
+            order,
+            painter=painter,
+            on_stage=lambda portrait: self._on_stage(job, portrait),
+        )
+        try:
+            return await run.outputs()
+        finally:
+            if painter is not None:
+                painter.close()
 
     def _on_stage(self, job: Job, portrait: PortraitJob) -> None:
         if job.watched:
@@ -102,6 +127,10 @@ class Portraits:
 
 class PortraitReplica(Portraits):
     """Portraits as Serve runs them."""
+
+    def __init__(self, settings: Settings, *, redis_url: str, generators: dict[str, Any]) -> None:
+        """`generators`: handles by model."""
+        super().__init__(settings, redis_url=redis_url, draw=DrawByHandle(generators))
 
     async def __del__(self) -> None:
         # Serve calls this too where the constructor failed.

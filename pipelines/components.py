@@ -89,13 +89,15 @@ def load_components(
     config: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
+    vae: str | None = None,
     tiny_vae: str | None = None,
 ) -> Components:
     """Loads `source`: a hub id, a diffusers folder, or a single .safetensors file.
 
     `config` is a diffusers folder or hub id with the configuration of a single file; given a
-    folder, nothing is downloaded. `dtype` auto is float32 on a CPU, else float16. `tiny_vae` is
-    a diffusers folder or hub id of an AutoencoderTiny. Raises ModelError, which names the file or
+    folder, nothing is downloaded. `dtype` auto is float32 on a CPU, else float16. `vae` is a
+    diffusers folder or hub id of an AutoencoderKL in place of the checkpoint's own, `tiny_vae` one
+    of an AutoencoderTiny. Raises ModelError, which names the file or
     the keys, for a checkpoint that is missing, damaged, incomplete, not finite, pickled, or of
     another architecture.
     """
@@ -107,6 +109,8 @@ def load_components(
         pipe = _load_file(path, config, torch_dtype)
     else:
         pipe = _load_folder(source, torch_dtype)
+    if vae is not None:
+        pipe.register_modules(vae=_other_vae(vae, pipe.vae, torch_dtype))
     name = path.stem if path.is_file() else path.name
     parts = _components(name, pipe, torch_device, torch_dtype)
     return parts if tiny_vae is None else replace(parts, tiny_vae=_tiny_vae(tiny_vae, parts))
@@ -257,17 +261,30 @@ def _pipeline(parts: dict[str, Any], index: Mapping[str, Any], *, is_xl: bool) -
     )
 
 
-def _tiny_vae(source: str, parts: Components) -> Any:
+def _other_vae(source: str, own: Any, dtype: torch.dtype) -> Any:
+    other = _lone_vae(source, diffusers.AutoencoderKL, dtype)
+    for key in ("latent_channels", "scaling_factor"):
+        if (given := other.config[key]) != (needed := own.config[key]):
+            raise ModelError(f"{source}: {key} is {given}, {needed} is needed")
+    return other
+
+
+def _lone_vae(source: str, cls: Any, dtype: torch.dtype) -> Any:
     where = {
         "pretrained_model_name_or_path": source,
         "local_files_only": Path(source).is_dir(),
         "use_safetensors": True,
         "output_loading_info": True,
-        "torch_dtype": parts.dtype,
+        "torch_dtype": dtype,
     }
-    tiny, info = _load(source, diffusers.AutoencoderTiny, where, None)
+    vae, info = _load(source, cls, where, None)
     if info["missing_keys"]:
-        raise ModelError(f"{source}: the tiny VAE lacks {some(info['missing_keys'])}")
+        raise ModelError(f"{source}: the VAE lacks {some(info['missing_keys'])}")
+    return vae
+
+
+def _tiny_vae(source: str, parts: Components) -> Any:
+    tiny = _lone_vae(source, diffusers.AutoencoderTiny, parts.dtype)
     channels, factor = tiny.config.latent_channels, 2 ** (len(tiny.config.block_out_channels) - 1)
     if (channels, factor) != (parts.vae.config.latent_channels, parts.vae_scale_factor):
         raise ModelError(

@@ -13,8 +13,11 @@ class InvalidRequest(DaguerreError):
     """
 
     def __init__(self, field: str, message: str) -> None:
-        super().__init__(message)
+        super().__init__(field, message)  # both, or it could not be pickled
         self.field = field
+
+    def __str__(self) -> str:
+        return str(self.args[1])
 
 
 class InvalidImage(InvalidRequest):

@@ -21,11 +21,11 @@ from deployments.log import TaskLogger, get_logger
 from deployments.loras.model import Lora
 from deployments.loras.registry import LoraRegistry
 from deployments.storage.store import ObjectStore
-from deployments.tasks.image import MAX_SEED
 from deployments.tasks.limit import MIN_SIDE_PX, check_lengths, check_within, file_format, given_or
 from deployments.tasks.lora import NamedLora, OrderedLora
 from deployments.tasks.model import Kind, NewTask, Task
 from deployments.tasks.portrait import (
+    MAX_SEED,
     PORTRAIT_QUEUE,
     PortraitOrder,
     PortraitPerson,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYet
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from deployments.cli.progress import ProgressLine
 from deployments.tasks.image import ImageFields, ImageJob, ImageOrder
 from deployments.tasks.lora import NamedLora, OrderedLora
 from pipelines.canvas import BLANK, lay_out
-from pipelines.engine.request import EngineEvent, ImageRequest, ImageResult, LoraUse
+from pipelines.engine.request import EngineEvent, ImageRequest, ImageResult, LoraUse, Picture
 from pipelines.errors import DaguerreError, InvalidRequest, ModelError
 from pipelines.images import decode_image, encode_image
 
@@ -128,6 +129,7 @@ def load(preset: ModelSettings) -> Components:
         config=preset.config,
         device=preset.device,
         dtype=preset.dtype,
+        vae=preset.vae,
         tiny_vae=preset.tiny_vae,
     )
     return compile_blocks(components) if preset.compile else components
@@ -136,6 +138,20 @@ def load(preset: ModelSettings) -> Components:
 def job_of(order: ImageOrder, default_size: int) -> ImageJob:
     """The order, sized by the model that is loaded now."""
     return ImageJob.from_input(order.model_dump(), default_size=default_size)
+
+
+@contextmanager
+def drawing(preset: ModelSettings) -> Iterator[Callable[[ImageRequest], Picture]]:
+    """One picture after another by the configured model, in this process. Raises ModelError."""
+    from pipelines.engine.worker import EngineWorker
+    from pipelines.portrait.files import located
+
+    worker = EngineWorker(load(preset), max_rows=preset.max_rows)
+    worker.start()
+    try:
+        yield lambda request: _result(worker.submit(located(request))).picture
+    finally:
+        worker.stop(STOP_S)
 
 
 def run(

@@ -4,7 +4,7 @@ checks in this process."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,10 +15,14 @@ from deployments.cli.options import DEFAULT_URL, ApiKey, Config, Url, connected,
 from deployments.cli.picture import chosen_format, read_picture, writable_target, write_pictures
 
 if TYPE_CHECKING:
+    from configs.settings import Settings
+    from deployments.cli.portrait_local import LocalModel
     from pipelines.portrait.array import Picture
     from pipelines.portrait.parameters import PortraitParameters
     from pipelines.portrait.photo import PhotoCheck
 
+Groups = Sequence[tuple[str, Sequence[Path]]]
+"""The name and the photos of each person."""
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 SubjectOption = Annotated[
@@ -35,10 +39,24 @@ More = Annotated[
     typer.Argument(help="More photos of a single subject, as `--subject *.jpg` gives them."),
 ]
 Template = Annotated[
-    Path, typer.Option("--template", help="The photo whose faces are replaced.", show_default=False)
+    Path | None,
+    typer.Option(
+        "--template",
+        help="The photo whose faces are replaced. Without one, the model draws it of "
+        "`--set t2i_prompt=...`.",
+        show_default=False,
+    ),
 ]
 Output = Annotated[Path | None, typer.Option("-o", "--output", help="The file to write.")]
 Local = Annotated[bool, typer.Option("--local", help="In this process, with no server.")]
+Model = Annotated[
+    str | None, typer.Option(help="One of the configured models repaints; else none does.")
+]
+Loras = Annotated[
+    list[Path] | None,
+    typer.Option("--lora", help="The file of a subject's LoRA; repeat it in the subjects' order."),
+]
+Seed = Annotated[int | None, typer.Option(min=0, max=2**62, help="Of the repaints.")]
 Sets = Annotated[
     list[str] | None,
     typer.Option("--set", help="A parameter, e.g. more_like_me=0.8; repeatable."),
@@ -56,17 +74,20 @@ faces = typer.Typer(help="Look at faces in photos.", no_args_is_help=True)
 
 def portrait(
     subject: SubjectOption,
-    template: Template,
+    template: Template = None,
     more: More = None,
     output: Output = None,
     local: Local = False,
+    model: Model = None,
+    lora: Loras = None,
+    seed: Seed = None,
     parameter: Sets = None,
     debug_dir: Debug = None,
     config: Config = None,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
 ) -> None:
-    """Put people into a template photo.
+    """Put people into a template photo, by warping and blending, and a model's repaints.
 
     Examples:
 
@@ -76,6 +97,9 @@ def portrait(
 
         daguerre portrait --local --subject ada/ --subject bob/ --template two.jpg
 
+        daguerre portrait --local --subject ada/ --lora ada.safetensors --model portrait-sd15
+        --config configs/presets/portrait_sd15.yaml --template painting.jpg
+
     Exit codes: 0 done, 1 failed, 2 refused (no face, another number of faces), 3 no server,
     4 canceled, 130 interrupted.
     """
@@ -84,18 +108,24 @@ def portrait(
     with faults_as_messages():
         groups = _groups(subject, more or [])
         format_ = chosen_format(None, output)
-        target = writable_target(output, format_, f"portrait {template.stem}", "1")
+        name = f"portrait {template.stem if template else ''}".strip()
+        target = writable_target(output, format_, name, "1")
         given = dict(map(_pair, parameter or []))
         with _refusals():
             parameters = PortraitParameters.of(given)
         if local:
-            data = _made(groups, template, parameters, format_, debug_dir, config)
+            from deployments.cli.portrait_local import LocalModel
+            from pipelines.images import encode_image
+
+            chosen = LocalModel(model, lora or (), seed)
+            made = _made(groups, template, parameters, chosen, debug_dir, load_settings(config))
+            data, _ = encode_image(made, "jpeg" if format_ == "jpg" else format_)  # type: ignore[arg-type]
         else:
-            if debug_dir is not None:
-                raise CliFault("--debug-dir is for --local", ExitCode.USAGE)
+            if debug_dir is not None or lora:
+                raise CliFault("--debug-dir and --lora are for --local", ExitCode.USAGE)
             from deployments.cli.portrait_remote import remote_portrait
 
-            fields = {"output_format": format_}
+            fields = {"output_format": format_, "model": model, "seed": seed}
             with connected(url, api_key) as client:
                 data = remote_portrait(client, groups, template, given, fields)
         for path in write_pictures(target, [data]):
@@ -103,39 +133,46 @@ def portrait(
 
 
 def _made(
-    groups: Sequence[tuple[str, Sequence[Path]]],
-    template: Path,
+    groups: Groups,
+    template: Path | None,
     parameters: PortraitParameters,
-    format_: str,
+    model: LocalModel,
     debug_dir: Path | None,
-    config: Path | None,
-) -> bytes:
-    """The file of the portrait, made in this process."""
+    settings: Settings,
+) -> Picture:
+    """The portrait, made in this process."""
     from deployments.cli.progress import ProgressLine
-    from pipelines.images import encode_image
     from pipelines.portrait.faces import FaceReader
     from pipelines.portrait.job import Tools
     from pipelines.portrait.portrait import make_portrait, read_subject
 
-    max_pixels = load_settings(config).limits.max_input_pixels
-    with ProgressLine() as line, _refusals():
+    max_pixels = settings.limits.max_input_pixels
+    with ExitStack() as held, ProgressLine() as line, _refusals():
         line.doing("reading photos")
         reader = FaceReader()
         subjects = [
             read_subject([_picture(path, max_pixels) for path in group], reader, name)
             for name, group in groups
         ]
+        adapted = model.prepared(
+            settings,
+            None if template is None else _picture(template, max_pixels),
+            (Tools(reader.detect), parameters, subjects),
+            held,
+        )
         made = make_portrait(
-            _picture(template, max_pixels),
+            adapted.job.template,
             subjects,
-            Tools(reader.detect),
-            parameters,
+            adapted.job.tools,
+            adapted.job.parameters,
             debug_dir=debug_dir,
             on_stage=lambda name, number, count: line.step(
                 number - 1, count, doing=name.replace("_", " ")
             ),
         )
-        return encode_image(made.picture, "jpeg" if format_ == "jpg" else format_)[0]  # type: ignore[arg-type]
+    for note in adapted.notes:
+        typer.echo(note, err=True)
+    return made.picture
 
 
 @faces.command()

@@ -18,7 +18,7 @@ from deployments.cli.progress import ProgressLine
 def remote_portrait(
     client: Client,
     groups: Sequence[tuple[str, Sequence[Path]]],
-    template: Path,
+    template: Path | None,
     parameters: Mapping[str, Any],
     fields: Mapping[str, Any],
 ) -> bytes:
@@ -26,8 +26,9 @@ def remote_portrait(
 
     `groups` are the name and the photos of each person, `fields` the rest of the form.
     """
-    files = [("template", (template.name, read_picture(template)))]
-    form = dict(fields) | {"parameters": json.dumps(dict(parameters))}
+    files = [("template", (template.name, read_picture(template)))] if template else []
+    form = {name: str(value) for name, value in fields.items() if value is not None}
+    form["parameters"] = json.dumps(dict(parameters))
     for number, (name, photos) in enumerate(groups):
         form[f"people.{number}.name"] = name
         files += [(f"people.{number}.photos", (path.name, read_picture(path))) for path in photos]

@@ -6,13 +6,14 @@ from typing import Any
 
 from pydantic import Field
 
-from deployments.tasks.image import MAX_SEED
 from deployments.tasks.limit import OutputFormat
 from deployments.tasks.lora import OrderedLora
 from deployments.tasks.model import Frozen
 
 PORTRAIT_QUEUE = "portrait"
 """Of all portraits, whatever model repaints them."""
+MAX_SEED = 2**62
+"""Each repaint has a seed of its own beyond it."""
 PORTRAIT_PREFIX = "portraits/"
 """Where uploads and half-made portraits lie in the object store; removed when their task ends, and
 by age."""

@@ -14,33 +14,18 @@ from pipelines.portrait.geometry import Box, grown, posed
 from pipelines.portrait.job import PortraitJob, Reference
 
 _CROP = 3.0
-_REPAINT_MULTIPLE = 32
 
 
 def cropped(job: PortraitJob, face: Face) -> tuple[Box, Picture, Points]:
     """The box around a face, the picture in it, and the face's mesh there.
 
-    Three times the face, or the whole picture. Where a repaint follows, scaled to a short side of
-    `work_px` and sides divisible by 32; else pixel for pixel.
+    Three times the face, or the whole picture; pixel for pixel.
     """
     height, width = job.template.shape[:2]
     box = Box(0, 0, width, height)
     if job.parameters.crop_face_preprocess:
         box = grown(face.box, _CROP, (width, height))
-    picture = np.ascontiguousarray(job.template[box.slices])
-    mesh = face.placed(box.offset).mesh
-    if job.tools.repaint is None:
-        return box, picture, mesh
-    scale = job.tools.work_px / min(box.width, box.height)
-    size = _whole(box.width * scale), _whole(box.height * scale)
-    how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LANCZOS4
-    times = np.array([size[0] / box.width, size[1] / box.height, scale], np.float32)
-    picture = resized(picture, size, how)
-    return box, picture, mesh * times
-
-
-def _whole(side: float) -> int:
-    return max(_REPAINT_MULTIPLE, int(side) // _REPAINT_MULTIPLE * _REPAINT_MULTIPLE)
+    return box, np.ascontiguousarray(job.template[box.slices]), face.placed(box.offset).mesh
 
 
 def may_change(face: Face, faces: Sequence[Face], box: Box, shape: tuple[int, int]) -> Mask:

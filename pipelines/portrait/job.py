@@ -29,6 +29,8 @@ class Subject:
     references: tuple[Reference, ...]
     name: str = ""
     """For `repaint`: whose LoRA it is."""
+    ipa: Reference | None = None
+    """For `repaint`: whose face an IP-Adapter sees; None: the first reference's."""
 
 
 RepaintStage = Literal["first", "second", "ring", "background"]
@@ -46,6 +48,8 @@ class RepaintOrder:
     steps: int
     subject: Subject | None
     """None where no person is meant."""
+    mesh: Points | None
+    """Of the subject's face in the picture."""
     parameters: PortraitParameters
 
 
@@ -68,8 +72,8 @@ class Tools:
     """None warps by the mesh."""
     enlarge: Enlarge | None = None
     """None resamples, twice the size."""
-    work_px: int = 512
-    """The short side of what `repaint` is given: 512 for SD 1.5, 1024 for SDXL."""
+    heads: bool = False
+    """`repaint` draws whole heads, hair and glasses too, and not faces alone."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pipelines.errors import DaguerreError
 from pipelines.portrait.array import Mask, Picture
 from pipelines.portrait.errors import Fault, PortraitError
-from pipelines.portrait.job import PortraitJob, RepaintOrder, RepaintStage, Subject
+from pipelines.portrait.job import Person, PortraitJob, RepaintOrder, RepaintStage
 
 _FAULTS: dict[RepaintStage, Fault] = {
     "first": Fault.FIRST_REPAINT,
@@ -18,20 +18,22 @@ _FAULTS: dict[RepaintStage, Fault] = {
 def repainted(
     job: PortraitJob,
     stage: RepaintStage,
-    picture: Picture,
     mask: Mask,
     strength: float,
     steps: int,
-    subject: Subject | None,
+    person: Person | None = None,
 ) -> Picture:
-    """The picture as `job.tools.repaint` draws it; without one, as it is.
+    """The person's crop, or of nobody the whole picture, as `job.tools.repaint` draws it; without
+    one, as it is.
 
     Errors of ours pass (a canceled request is no fault of the picture); any other, and a picture of
     another size, is a PortraitError of this stage.
     """
+    picture = job.picture if person is None else person.picture
     if job.tools.repaint is None:
         return picture
-    order = RepaintOrder(stage, picture, mask, strength, steps, subject, job.parameters)
+    subject, mesh = (None, None) if person is None else (person.subject, person.mesh)
+    order = RepaintOrder(stage, picture, mask, strength, steps, subject, mesh, job.parameters)
     try:
         drawn = job.tools.repaint(order)
     except DaguerreError:

@@ -20,6 +20,7 @@ from pipelines.portrait.errors import Fault, PortraitError
 from pipelines.portrait.face import faces_of_subjects, main_face
 from pipelines.portrait.fusion import fuse
 from pipelines.portrait.geometry import bounds, moved
+from pipelines.portrait.head import head
 from pipelines.portrait.job import Person, PortraitJob, RepaintStage
 from pipelines.portrait.repaint import repainted
 
@@ -39,7 +40,7 @@ def locate_faces(job: PortraitJob) -> PortraitJob:
 
 
 def crop_faces(job: PortraitJob) -> PortraitJob:
-    """Each face with its surroundings, at the size that `repaint` works in if there is one."""
+    """Each face with its surroundings."""
     people = []
     for subject, face in zip(job.subjects, job.faces, strict=True):
         box, picture, placed = cropped(job, face)
@@ -59,17 +60,22 @@ def fuse_before(job: PortraitJob) -> PortraitJob:
 
 
 def repaint_first(job: PortraitJob) -> PortraitJob:
-    """The face anew; with `face_shape_match` the whole crop, of which the face is then taken."""
+    """The face anew; with `face_shape_match` the whole crop, of which the face is then taken; with
+    `Tools.heads` the head.
+    """
     strength = job.parameters.first_denoising_strength
     steps = job.parameters.first_diffusion_steps
     if job.tools.repaint is None or strength == 0:
         return job
 
     def anew(person: Person) -> Person:
+        if job.tools.heads:
+            mask = head(person.original, person.original_mesh) * person.allowed
+            return replace(person, picture=repainted(job, "first", mask, strength, steps, person))
         around = _around(person, _INPAINT) * person.allowed
         whole = job.parameters.face_shape_match
         mask = np.ones_like(around) if whole else around
-        drawn = repainted(job, "first", person.picture, mask, strength, steps, person.subject)
+        drawn = repainted(job, "first", mask, strength, steps, person)
         soft = blend.blurred(around, round(0.094 * region.face_width(person.mesh)))
         return _refound(job, person, _blended(person.picture, drawn, soft), Fault.SECOND_FUSION)
 
@@ -102,7 +108,7 @@ def repaint_second(job: PortraitJob) -> PortraitJob:
         features = np.maximum(region.eyes(person.mesh, shape), region.lips(person.mesh, shape))
         ring = _around(person, _RING[1]) * (1 - _around(person, _RING[0]))
         mask = np.maximum(features, ring) * person.allowed
-        drawn = repainted(job, "second", person.picture, mask, strength, steps, person.subject)
+        drawn = repainted(job, "second", mask, strength, steps, person)
         soft = blend.blurred(mask, max(1, round(0.02 * region.face_width(person.mesh))))
         return replace(person, picture=_blended(person.picture, drawn, soft * person.allowed))
 
@@ -137,18 +143,13 @@ def paste_back(job: PortraitJob) -> PortraitJob:
         edge = 2.0
         if job.tools.repaint is not None:
             edge = _PASTE * region.face_width(person.original_mesh)
-        reach = region.dilate(
-            region.oval(person.original_mesh, person.original.shape[:2]), edge
-        )  # fmt: skip
-        mask, part = reach * person.allowed, person.picture
-        if part.shape[:2] != (person.box.height, person.box.width):
-            size = (person.box.width, person.box.height)
-            part = resized(part, size, cv2.INTER_LANCZOS4)
-            mask = resized(mask, size, cv2.INTER_NEAREST)
-        soft = blend.feathered(mask, edge / 2)
-        picture = blend.pasted(
-            picture, part.astype(np.float32), soft, person.box.top, person.box.left
-        )
+        if job.tools.heads:
+            within, edge = head(person.original, person.original_mesh), 4.0
+        else:
+            within = region.oval(person.original_mesh, person.original.shape[:2])
+        soft = blend.feathered(region.dilate(within, edge) * person.allowed, edge / 2)
+        part = person.picture.astype(np.float32)
+        picture = blend.pasted(picture, part, soft, person.box.top, person.box.left)
         window = touched[person.box.slices]
         np.maximum(window, soft, out=window)
     return replace(job, picture=picture, touched=touched)
@@ -225,7 +226,7 @@ STAGES: tuple[Stage, ...] = (
 
 
 def _all_drawn(job: PortraitJob, stage: RepaintStage, mask: Mask, strength: float) -> Picture:
-    return repainted(job, stage, job.picture, mask, strength, _LAST_STEPS, None)
+    return repainted(job, stage, mask, strength, _LAST_STEPS)
 
 
 def _fused(job: PortraitJob, person: Person, fault: Fault, *, nose: bool) -> Person:

@@ -29,10 +29,11 @@ from deployments.tasks.portrait import (
     upload_key,
 )
 from deployments.tasks.store import TaskStore
+from pipelines.engine.request import ImageRequest
 from pipelines.images import decode_image
 from pipelines.portrait.job import PortraitJob
 from pipelines.portrait.stages import STAGES
-from tests.unit.pipelines.portrait.pictures import photo_file
+from tests.unit.pipelines.portrait.pictures import photo, photo_file
 
 ARDERN = photo_file("ardern")
 NAMES = [stage.__name__ for stage in STAGES]
@@ -325,3 +326,23 @@ async def test_a_template_that_nothing_here_draws_is_asked_for(
     done = await ended(store, await order(template=None, prompt="a woman at sea"))
     assert done.error
     assert done.error.message == "template: template must be given: no model draws one here"
+
+
+async def test_a_prompt_draws_the_template_and_the_result_says_what_it_went_without(
+    start: Start, order: Submit, store: TaskStore
+) -> None:
+    asked: list[ImageRequest] = []
+
+    async def draw(model: str, request: ImageRequest, loras: Any) -> np.ndarray:
+        asked.append(request)
+        # the first has no face
+        return photo("collins") if asked[1:] else np.zeros((128, 128, 3), np.uint8)
+
+    start(draw=draw)
+    done = await ended(store, await order(template=None, prompt="a woman at sea"))
+    assert done.status is Status.SUCCEEDED, done.error
+    assert len(asked) == 2
+    assert asked[0].prompt.startswith("a woman at sea")
+    (output,) = done.outputs
+    assert (output.height, output.width) == photo("collins").shape[:2]
+    assert output.notes == ("the base model knows no photos, so that nothing is repainted",)

@@ -14,9 +14,9 @@ from deployments.api.photos import SentPhoto
 from deployments.api.portraits import PortraitSubmission, SentPerson
 from deployments.api.services import MAX_DELAY_S
 from deployments.tasks.field import Real, Text, Whole
-from deployments.tasks.image import MAX_SEED
 from deployments.tasks.lora import NamedLora
 from deployments.tasks.model import MAX_PRIORITY, MIN_PRIORITY
+from deployments.tasks.portrait import MAX_SEED
 from pipelines.portrait.parameters import PortraitParameters
 from pipelines.portrait.photo import PhotoCheck, reference_photo
 

@@ -113,6 +113,8 @@ def test_every_route_is_documented_with_examples_that_fit_their_schemas(schema):
         "GET /api/v1/loras/{lora_id}/file",
         "GET /api/v1/loras/{lora_id}/curve",
         "GET /api/v1/loras/{lora_id}/curve.png",
+        "POST /api/v1/portraits",
+        "POST /api/v1/faces/check",
         "POST /v1/images/generations",
         "POST /v1/images/edits",
         "POST /v1/images/variations",

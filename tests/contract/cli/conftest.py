@@ -97,7 +97,7 @@ class Handler(BaseHTTPRequestHandler):
             self.server.forms.append(content)
             self._answer(200, {"tag": "<lora:ink:1>"})
             return
-        if self.path.endswith("/loras"):
+        if self.path.endswith(("/loras", "/portraits")):
             self.server.forms.append(content)
             body = {"prompt": None}
         else:

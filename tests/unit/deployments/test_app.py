@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 import yaml
 from pydantic import SecretStr
+from ray import cloudpickle
 from ray.serve import Application
 from ray.serve.schema import ServeDeploySchema
 
-from configs.settings import ModelSettings, Settings, TrainingSettings
+from configs.settings import ModelSettings, PortraitSettings, Settings, TrainingSettings
 from deployments import app
 from deployments.app import build_app, secure_ray
+from deployments.faces import BATCH, Faces
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -53,6 +55,8 @@ def test_serve_understands_every_key_of_the_deploy_file() -> None:
         "EmbeddedRedis",
         "Generator-embedded",
         "Trainer",
+        "Portraits",
+        "Faces",
     }
 
 
@@ -73,7 +77,8 @@ def test_each_model_is_a_deployment_with_its_own_queue_and_an_outer_store_needs_
         },
     )
     deployments = bound(build_app(settings))
-    assert set(deployments) == {"Ingress", "Generator-sd15", "Generator-sdxl", "Trainer"}
+    generators = {"Generator-sd15", "Generator-sdxl"}
+    assert set(deployments) == generators | {"Ingress", "Trainer", "Portraits", "Faces"}
     scaling = deployments["Generator-sd15"]._deployment_config.autoscaling_config
     assert (scaling.min_replicas, scaling.max_replicas) == (1, 4)
     assert scaling.policy.policy_kwargs["queue"] == "sd15"
@@ -87,6 +92,27 @@ def test_the_trainer_takes_no_processor_and_is_left_out_where_training_is_off() 
     assert trainer.num_replicas == 1
     off = Settings(training=TrainingSettings(enabled=False))
     assert "Trainer" not in bound(build_app(off))
+
+
+def test_portraits_scale_by_their_queue_and_are_left_out_where_they_are_off() -> None:
+    settings = Settings(portraits=PortraitSettings(max_replicas=3, num_cpus=2))
+    scaling = bound(build_app(settings))["Portraits"]._deployment_config.autoscaling_config
+    assert (scaling.min_replicas, scaling.max_replicas) == (1, 3)
+    assert scaling.policy.policy_kwargs["queue"] == "portrait"
+    off = bound(build_app(Settings(portraits=PortraitSettings(enabled=False))))
+    assert "Portraits" not in off
+    assert "Faces" in off, "photos are checked without them"
+
+
+def test_ray_carries_the_batching_face_models_to_a_replica() -> None:
+    deployment = bound(build_app(Settings()))["Faces"]
+    assert deployment._deployment_config.autoscaling_config.max_replicas == 2
+    replica = cloudpickle.loads(cloudpickle.dumps(deployment.func_or_class))
+    assert issubclass(replica, Faces)
+    for verb in ("check", "detect"):
+        batched = getattr(replica, verb)
+        assert batched.__wrapped__ is getattr(Faces, verb)
+        assert batched._get_max_batch_size() == BATCH
 
 
 def test_rays_token_is_made_for_its_owner_alone(

@@ -9,12 +9,14 @@ from deployments.runner import AttemptFailed, classify, is_last_chance
 from deployments.storage.store import StorageUnavailable
 from deployments.tasks.model import Kind, Status, Task
 from pipelines.errors import InvalidRequest, NonFiniteOutput
+from pipelines.portrait.errors import Fault, PortraitError
 
 
 @pytest.mark.parametrize(
     ("error", "code", "retryable"),
     [
         (InvalidRequest("width", "width must be at most 64"), "invalid_request", False),
+        (PortraitError(Fault.FACE_COUNT, "there are two"), "face_count", False),
         (NonFiniteOutput("NaN at step 3"), "non_finite_output", False),
         (StorageUnavailable("disk full"), "storage_unavailable", True),
         (AttemptFailed("training_failed", "it ended at step 3"), "training_failed", True),
