@@ -15,6 +15,7 @@ from deployments.api.errors import CallerGone, route_path
 from deployments.api.pai.error import Refused, Row, StillRunning
 from deployments.api.pai.signature import is_signed, sign
 from deployments.tasks.account import AccountStore
+from deployments.tasks.errors import StoreUnavailable
 
 AGE_HEADER = "X-Request-Time"
 
@@ -85,7 +86,8 @@ async def counted(store: AccountStore, account: Account) -> AsyncIterator[None]:
     except (StillRunning, CallerGone):
         raise
     except Exception:
-        await store.give_back(account.owner)
+        with contextlib.suppress(StoreUnavailable):  # what went wrong first is what is told
+            await store.give_back(account.owner)
         raise
 
 

@@ -36,7 +36,8 @@ def answered(request: Request, data: Mapping[str, Any]) -> JSONResponse:
 
 def seconds_since(request: Request) -> float:
     """What a call has taken so far."""
-    return round(time.monotonic() - request.state.started, 3)
+    started: float = request.state.started
+    return round(time.monotonic() - started, 3)
 
 
 def check_view(url: str, check: PhotoCheck) -> dict[str, Any]:
