@@ -34,6 +34,7 @@ def load_model(preset: ModelSettings) -> Components:
         dtype=preset.dtype,
         vae=preset.vae,
         tiny_vae=preset.tiny_vae,
+        embeddings=preset.embeddings,
     )
     return compile_blocks(components) if preset.compile else components
 

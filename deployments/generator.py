@@ -13,7 +13,9 @@ from typing import Any, TypeVar
 
 from configs.settings import Settings
 from deployments.background import Background, goes_on, worker_name
+from deployments.card import CardKeeper
 from deployments.device import KeptProfile, computes, load_model
+from deployments.guides import UNGUIDED, Guides, Guiding, brought
 from deployments.log import get_logger
 from deployments.loras.cache import LoraFiles
 from deployments.loras.registry import LoraRegistry
@@ -105,6 +107,7 @@ class Generator:
             lambda key, path: patiently(lambda: self._objects.fetch(key, path)),
             max_bytes=settings.limits.max_lora_cache_bytes,
         )
+        self._guides = Guides(preset)
         self._pictures = Pictures(self._objects, settings.limits.max_input_pixels)
         self._background = Background()
         self._runner = TaskRunner(
@@ -125,6 +128,8 @@ class Generator:
         self._engine.start()
         self._runner.start()
         self._background.spawn(self._kept.keep())
+        card = CardKeeper(self._store.cards, settings, model, components)
+        self._background.spawn(card.keep())
         log.info("model %s is loaded, default size %d px", model, self._default_size)
 
     # verbs of the deployment
@@ -140,9 +145,13 @@ class Generator:
         wanted = fields.named_loras(self._settings.limits)
         order = fields.resolve(self._settings, model=self._model)
         order = order.wearing(await self._loras.order(wanted, owner=owner, task_id=call_id))
+        most = self._settings.limits.max_input_pixels
+        order, images = await asyncio.to_thread(brought, fields, order, most)
         job = ImageJob.sized(order, self._default_size)
+        guiding = await asyncio.to_thread(self._guides.guiding, job, BLANK, images)
         async with self._lora_files.worn(job.loras) as uses:
-            results = await self._draw(job, call_id, loras=uses)
+            with self._guides.named():
+                results = await self._draw(job, call_id, loras=uses, guiding=guiding)
         encoded = await asyncio.to_thread(
             lambda: [encoded_picture(job, i, result.picture) for i, result in results.items()]
         )
@@ -195,16 +204,20 @@ class Generator:
     async def _run(self, job: Job) -> list[Output]:
         image_job = ImageJob.from_input(job.task.input, default_size=self._default_size)
         canvas = await self._pictures.canvas(image_job)
+        guides = await self._pictures.guides(image_job)
+        guiding = await asyncio.to_thread(self._guides.guiding, image_job, canvas, guides)
         states = await self._states.load(job.task, image_job.num_images)
         async with self._lora_files.worn(image_job.loras) as uses:
-            results = await self._draw(
-                image_job,
-                f"{job.task.id}.{job.claim.fence}",
-                states=states,
-                canvas=canvas,
-                loras=uses,
-                job=job,
-            )
+            with self._guides.named():
+                results = await self._draw(
+                    image_job,
+                    f"{job.task.id}.{job.claim.fence}",
+                    states=states,
+                    canvas=canvas,
+                    loras=uses,
+                    guiding=guiding,
+                    job=job,
+                )
         if not results:  # interrupted before its first step
             await self._store.cancel(job.task.id)
         started = time.monotonic()
@@ -221,6 +234,7 @@ class Generator:
         canvas: Canvas = BLANK,
         states: Sequence[bytes | None] = (),
         loras: tuple[LoraUse, ...] = (),
+        guiding: Guiding = UNGUIDED,
         job: Job | None = None,
     ) -> dict[int, ImageResult]:
         """All pictures of one request, by index; canceling this coroutine frees their rows."""
@@ -237,6 +251,8 @@ class Generator:
             request_id,
             canvas=canvas,
             loras=loras,
+            controls=guiding.controls,
+            ip_adapters=guiding.ip_adapters,
             priority=0 if job is None else job.task.priority,
         )
         if any(states):

@@ -10,7 +10,7 @@ import tempfile
 import threading
 import time
 import zipfile
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -28,12 +28,16 @@ from deployments.tasks.model import Output, Progress
 from deployments.tasks.training import (
     Curve,
     CurvePoint,
+    JudgedPhoto,
+    JudgedPhotos,
     checkpoint_key,
     curve_key,
+    photos_key,
     pictures_key,
 )
 from pipelines.components import Components, load_components
 from pipelines.errors import ComputationFailed, InvalidRequest
+from training.lora import portrait
 from training.lora.checkpoint import DamagedCheckpoint, read_checkpoint
 from training.lora.report import LoraResult, StepReport, Stop
 from training.lora.source import Example, read_archive
@@ -80,10 +84,12 @@ class LoraRun:
             try:
                 result = self._trained(Path(folder))
                 if result.file is not None:
-                    self._say(self._kept(result.file, result.best))
+                    self._say(self._kept(result.file, result))
                 elif result.checkpoint is not None:
                     self._keep_checkpoint(result.checkpoint)
             except InvalidRequest as error:
+                if isinstance(error, portrait.UnfitPhotos):
+                    self._keep_photos(error.photos)
                 self._say(Refused(str(error), error.field))
             except ComputationFailed as error:
                 self._say(Refused(str(error)))
@@ -162,6 +168,7 @@ class LoraRun:
                     loss=report.loss,
                     lr=report.lr,
                     validation_loss=report.validation_loss,
+                    likeness=report.likeness,
                 )
             )
         self._previews = report.previews or self._previews
@@ -187,7 +194,18 @@ class LoraRun:
         await self._objects.put(key, self._curve(), "application/json")
         self._curve_at = time.monotonic()
 
-    def _kept(self, file: Path, best: Path | None) -> Trained:
+    def _keep_photos(self, photos: Sequence[portrait.JudgedPhoto]) -> None:
+        judged = JudgedPhotos(photos=tuple(map(_judged, photos)))
+        data = judged.model_dump_json().encode()
+        key = photos_key(self._attempt.task_id, self._attempt.fence)
+        self._wait(lambda: self._objects.put(key, data, "application/json"))
+
+    def _kept(self, file: Path, result: LoraResult) -> Trained:
+        other, person = result.best, result.person
+        if person is not None:
+            self._keep_photos(person.photos)
+            if result.best is not None:
+                file, other = result.best, file
         task_id, fence = self._attempt.task_id, self._attempt.fence
         outputs = [Output(key=output_key(task_id, fence, "lora.safetensors"), content_type=_FILE)]
         self._put(outputs[0], file)
@@ -202,12 +220,14 @@ class LoraRun:
             )
             self._put(output, path)
             outputs.append(output)
-        if best is not None:
-            key = output_key(task_id, fence, "best.safetensors")
+        if other is not None:
+            name = "best" if other == result.best else "last"
+            key = output_key(task_id, fence, f"{name}.safetensors")
             outputs.append(Output(key=key, content_type=_FILE))
-            self._put(outputs[-1], best)
+            self._put(outputs[-1], other)
         preview = _jpeg(self._previews[0]) if self._previews else None
-        return Trained(tuple(outputs), self._curve(), preview)
+        references = person.references if person else ()
+        return Trained(tuple(outputs), self._curve(), preview, references)
 
     def _put(self, output: Output, path: Path) -> None:
         self._wait(lambda: self._objects.put_file(output.key, path, output.content_type))
@@ -220,6 +240,17 @@ class LoraRun:
 
     def _wait(self, call: Callable[[], Awaitable[T]]) -> T:
         return self._loop.run(patiently(call))
+
+
+def _judged(photo: portrait.JudgedPhoto) -> JudgedPhoto:
+    verdict = photo.check.verdict
+    return JudgedPhoto(
+        name=photo.name,
+        code=verdict.code,
+        message=verdict.message,
+        frontal=photo.check.frontal,
+        used=photo.used,
+    )
 
 
 def _progress(report: StepReport) -> Progress:

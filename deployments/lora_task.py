@@ -60,10 +60,13 @@ class Trained:
 
     outputs: tuple[Output, ...]
     """The adapter's file, pictures that it drew, and its file of the least validation loss, where
-    pictures were held out."""
+    pictures were held out. Of a portrait the first file is the best one, and the one after the last
+    step comes last."""
     curve: bytes
     preview: bytes | None = None
     """JPEG of the first picture."""
+    references: tuple[bytes, ...] = ()
+    """JPEG files of the person whom a portrait shows, the best first."""
 
 
 Report = StepDone | Refused | Trained

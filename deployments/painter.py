@@ -56,14 +56,16 @@ class GeneratorPainter:
         )
 
     def template(self, subjects: Sequence[Subject], parameters: PortraitParameters) -> Picture:
-        scene = self._order.scene
+        lora, scene = self._order.scene, None
+        if lora is not None:
+            scene = LoraUse(Path(lora.key), lora.weight, lora.text_weight)
         return draw_template(
             self._order.prompt or "",
             parameters,
             subjects,
             self._repaint,
             self._detect,
-            scene=scene and LoraUse(Path(scene.key), scene.weight, scene.text_weight),
+            scene=scene,
         )
 
     def adapted(self, portrait: PortraitJob) -> tuple[PortraitJob, tuple[str, ...]]:

@@ -51,6 +51,15 @@ class Pictures:
                 mask = await patiently(functools.partial(self._objects.get, job.mask_image_key))
             return await asyncio.to_thread(self._lay_out, init, mask, job.placement)
 
+    async def guides(self, job: ImageJob) -> dict[str, Image.Image]:
+        """The pictures of a job's ControlNets and IP-Adapters, by key. Raises InvalidRequest."""
+        found = {}
+        for key in job.guide_keys:
+            async with self._decoders:
+                data = await patiently(functools.partial(self._objects.get, key))
+                found[key] = await asyncio.to_thread(self._decode, data)
+        return found
+
     def _lay_out(self, init: bytes, mask: bytes | None, placement: Placement) -> Canvas:
         return lay_out(self._decode(init), None if mask is None else self._decode(mask), placement)
 

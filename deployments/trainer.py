@@ -140,7 +140,12 @@ class Trainer:
             task_id=job.task.id,
         )
         return await self._registry.publish(
-            path, new, call_id=job.task.id, claim=job.claim, curve=trained.curve
+            path,
+            new,
+            call_id=job.task.id,
+            claim=job.claim,
+            curve=trained.curve,
+            references=trained.references,
         )
 
     async def _copied(self, job: Job, lora: Lora) -> Output:

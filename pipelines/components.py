@@ -17,6 +17,7 @@ import transformers
 from safetensors import SafetensorError, safe_open
 
 from pipelines.errors import ModelError
+from pipelines.textual_inversion.folder import EmbeddingFolder
 from pipelines.weight_file import PICKLES, some
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -44,6 +45,8 @@ class Components:
     dtype: torch.dtype
     tiny_vae: Any | None = None
     """A distilled decoder of the same latents, for previews and for pictures that ask for it."""
+    embeddings: EmbeddingFolder | None = None
+    """Words that stand for vectors in prompts."""
     compiled: bool = False
     """The UNet's transformer blocks are compiled, for static shapes: `pipelines.compilation`."""
 
@@ -91,13 +94,15 @@ def load_components(
     dtype: str = "auto",
     vae: str | None = None,
     tiny_vae: str | None = None,
+    embeddings: Path | None = None,
 ) -> Components:
     """Loads `source`: a hub id, a diffusers folder, or a single .safetensors file.
 
     `config` is a diffusers folder or hub id with the configuration of a single file; given a
     folder, nothing is downloaded. `dtype` auto is float32 on a CPU, else float16. `vae` is a
     diffusers folder or hub id of an AutoencoderKL in place of the checkpoint's own, `tiny_vae` one
-    of an AutoencoderTiny. Raises ModelError, which names the file or
+    of an AutoencoderTiny, `embeddings` a folder of textual inversion embeddings. Raises
+    ModelError, which names the file or
     the keys, for a checkpoint that is missing, damaged, incomplete, not finite, pickled, or of
     another architecture.
     """
@@ -113,7 +118,16 @@ def load_components(
         pipe.register_modules(vae=_other_vae(vae, pipe.vae, torch_dtype))
     name = path.stem if path.is_file() else path.name
     parts = _components(name, pipe, torch_device, torch_dtype)
-    return parts if tiny_vae is None else replace(parts, tiny_vae=_tiny_vae(tiny_vae, parts))
+    return replace(
+        parts,
+        tiny_vae=None if tiny_vae is None else _tiny_vae(tiny_vae, parts),
+        embeddings=None if embeddings is None else _embeddings(embeddings, parts),
+    )
+
+
+def _embeddings(folder: Path, parts: Components) -> EmbeddingFolder:
+    widths = [encoder.config.hidden_size for encoder in parts.text_encoders]
+    return EmbeddingFolder(folder, widths, parts.tokenizers[0])
 
 
 def _components(name: str, pipe: Any, device: torch.device, dtype: torch.dtype) -> Components:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 Piece = tuple[str, float]
 """Text and its weight."""
@@ -62,10 +62,16 @@ def parse_emphasis(text: str) -> list[Piece]:
     return _joined(pieces)
 
 
-def chunk_tokens(tokens: Iterable[Token | None], length: int, comma: int) -> list[list[Token]]:
+def chunk_tokens(
+    tokens: Iterable[Token | None],
+    length: int,
+    comma: int,
+    run: Callable[[int], int] = lambda _: 1,
+) -> list[list[Token]]:
     """Chunks of at most `length` tokens; None ends a chunk early, `comma` is the id of a comma.
 
     A chunk that is full ends at its last comma, if that is not more than COMMA_BACKTRACK back.
+    `run` says of a token's id how many from it on stay together.
     """
     chunks: list[list[Token]] = [[]]
     comma_at = None
@@ -84,6 +90,9 @@ def chunk_tokens(tokens: Iterable[Token | None], length: int, comma: int) -> lis
             comma_at = None
         elif token[0] == comma:
             comma_at = len(chunk)
+        if len(chunks[-1]) + run(token[0]) > length:
+            chunks.append([])
+            comma_at = None
         chunks[-1].append(token)
     # a BREAK at the end starts nothing
     return chunks if chunks[-1] or len(chunks) == 1 else chunks[:-1]

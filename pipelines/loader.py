@@ -267,7 +267,7 @@ class Loader:
 
     def _read(self, request: ImageRequest) -> _Files:
         with _blaming("lora"):
-            loras = [(self._lora_files.read(use.path), use) for use in request.loras]
+            loras = [(self._lora_files.read(use.path, use.rank), use) for use in request.loras]
         with _blaming("controls"):
             controls = [(use, control_id(use.path)) for use in request.controls if use.scale]
         with _blaming("ip_adapters"):

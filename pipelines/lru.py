@@ -37,6 +37,11 @@ class LruCache(Generic[K, V]):
         self._keep(made)
         return found | made
 
+    def clear(self) -> None:
+        """Keeps nothing any more."""
+        self._kept.clear()
+        self.nbytes = 0
+
     def _keep(self, made: dict[K, V]) -> None:
         self._kept |= made
         self.nbytes += sum(self._size_of(value) for value in made.values())

@@ -9,7 +9,7 @@ import contextlib
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -17,6 +17,7 @@ from pipelines.components import Components
 from pipelines.emphasis import BREAK, Token, chunk_tokens, parse_emphasis
 from pipelines.lora.bank import LoraBank, RowLoras
 from pipelines.lru import LruCache
+from pipelines.textual_inversion.folder import NO_EMBEDDINGS, Embeddings, inserted
 
 TEXT_BATCH = 32
 """Chunks in one text-encoder forward."""
@@ -76,9 +77,15 @@ class PromptCache(LruCache[Prompt, PromptEmbeds]):
         super().__init__(max_bytes, lambda embeds: embeds.nbytes)
         self._components = components
         self._bank = bank
+        self._embeddings = _embeddings(components)
+        """That prompts are encoded with."""
 
     def encode(self, prompts: Sequence[Prompt]) -> dict[Prompt, PromptEmbeds]:
         """Embeddings by prompt; those not kept are encoded together, each once."""
+        now = _embeddings(self._components)
+        if now is not self._embeddings:
+            self.clear()
+            self._embeddings = now
         return self.all(
             prompts, lambda missing: encode_prompts(self._components, missing, self._bank)
         )
@@ -90,7 +97,9 @@ def encode_prompts(
     """Embeddings by prompt; each distinct prompt is encoded once."""
     distinct = list(dict.fromkeys(prompts))
     pairs = zip(components.tokenizers, components.text_encoders, strict=True)
-    by_encoder = [_encode(components, bank, *pair, distinct) for pair in pairs]
+    words = _embeddings(components)
+    encoders = [_Encoder(components, words, i, *pair) for i, pair in enumerate(pairs)]
+    by_encoder = [_encode(encoder, bank, distinct) for encoder in encoders]
     dtype = components.text_encoders[-1].dtype
     embeds = {}
     for prompt, *parts in zip(distinct, *by_encoder, strict=True):
@@ -102,25 +111,35 @@ def encode_prompts(
 
 def chunk_count(components: Components, prompt: Prompt) -> int:
     """How many times 77 tokens the embeddings of this prompt have."""
-    return len(_chunks(components.tokenizers[0], prompt))
+    return len(_chunks(components.tokenizers[0], _embeddings(components), prompt))
+
+
+def _embeddings(components: Components) -> Embeddings:
+    return NO_EMBEDDINGS if components.embeddings is None else components.embeddings.now
+
+
+class _Encoder(NamedTuple):
+    """One text encoder, and how it reads."""
+
+    components: Components
+    embeddings: Embeddings
+    number: int
+    tokenizer: Any
+    module: Any
 
 
 def _encode(
-    components: Components,
-    bank: LoraBank | None,
-    tokenizer: Any,
-    encoder: Any,
-    prompts: Sequence[Prompt],
+    encoder: _Encoder, bank: LoraBank | None, prompts: Sequence[Prompt]
 ) -> list[PromptEmbeds]:
     """What one encoder makes of each prompt: its chunks one behind the other."""
-    chunks = [_chunks(tokenizer, prompt) for prompt in prompts]
+    chunks = [_chunks(encoder.tokenizer, encoder.embeddings, prompt) for prompt in prompts]
     flat = [(p, chunk) for p, parts in zip(prompts, chunks, strict=True) for chunk in parts]
     encoded: list[PromptEmbeds] = []
     for start in range(0, len(flat), TEXT_BATCH):
         part = flat[start : start + TEXT_BATCH]
         worn = [prompt.loras for prompt, _ in part]
         with bank.rows("text_encoder", worn) if bank else contextlib.nullcontext():
-            encoded += _forward(components, tokenizer, encoder, part)
+            encoded += _forward(encoder, part)
     rest = iter(encoded)
     return [_concatenated(itertools.islice(rest, len(parts))) for parts in chunks]
 
@@ -132,7 +151,7 @@ def _concatenated(chunks: Iterator[PromptEmbeds]) -> PromptEmbeds:
     return PromptEmbeds(torch.cat([part.tokens for part in parts], dim=1), pooled)
 
 
-def _chunks(tokenizer: Any, prompt: Prompt) -> list[list[Token]]:
+def _chunks(tokenizer: Any, embeddings: Embeddings, prompt: Prompt) -> list[list[Token]]:
     """The prompt's tokens in chunks that fit the encoder, without those of begin, end and pad."""
     length = tokenizer.model_max_length - 2
     pieces = parse_emphasis(prompt.text) if prompt.weighting else [(prompt.text, 1.0)]
@@ -141,33 +160,34 @@ def _chunks(tokenizer: Any, prompt: Prompt) -> list[list[Token]]:
     tokens: list[Token | None] = []
     for piece, piece_ids in zip(pieces, ids, strict=True):
         is_break = prompt.weighting and piece == BREAK
-        tokens += [None] if is_break else [(token, piece[1]) for token in piece_ids]
+        if is_break:
+            tokens.append(None)
+        else:
+            tokens += [(token, piece[1]) for token in embeddings.replaced(piece_ids)]
     if not prompt.long:
         return [[token for token in tokens if token is not None][:length]]
-    return chunk_tokens(tokens, length, tokenizer.convert_tokens_to_ids(",</w>"))
+    comma = tokenizer.convert_tokens_to_ids(",</w>")
+    return chunk_tokens(tokens, length, comma, embeddings.run)
 
 
-def _forward(
-    components: Components,
-    tokenizer: Any,
-    encoder: Any,
-    chunks: Sequence[tuple[Prompt, list[Token]]],
-) -> list[PromptEmbeds]:
+def _forward(encoder: _Encoder, chunks: Sequence[tuple[Prompt, list[Token]]]) -> list[PromptEmbeds]:
     """One forward over chunks of several prompts."""
+    components, tokenizer, module = encoder.components, encoder.tokenizer, encoder.module
     length, begin, end = tokenizer.model_max_length, tokenizer.bos_token_id, tokenizer.eos_token_id
     rows = [[begin, *(token for token, _ in chunk), end] for _, chunk in chunks]
     ids = [row + [tokenizer.pad_token_id] * (length - len(row)) for row in rows]
     mask = None
-    if not components.is_xl and getattr(encoder.config, "use_attention_mask", False):
+    if not components.is_xl and getattr(module.config, "use_attention_mask", False):
         mask = torch.tensor([[i < len(row) for i in range(length)] for row in rows])
         mask = mask.long().to(components.device, non_blocking=True)
     # a copy that waits would wait for all the work that the device has yet to do
-    tokens = torch.tensor(ids).to(components.device, non_blocking=True)
-    output = encoder(tokens, attention_mask=mask, output_hidden_states=True)
+    with inserted(module, ids, encoder.embeddings, encoder.number) as plain:
+        tokens = torch.tensor(plain).to(components.device, non_blocking=True)
+        output = module(tokens, attention_mask=mask, output_hidden_states=True)
     embeds = []
     for i, (prompt, chunk) in enumerate(chunks):
         row = slice(i, i + 1)
-        hidden = _layer(encoder, output, row, prompt.clip_skip, is_xl=components.is_xl)
+        hidden = _layer(module, output, row, prompt.clip_skip, is_xl=components.is_xl)
         pooled = output[0][row] if output[0].ndim == 2 else None
         embeds.append(PromptEmbeds(_weighted(hidden, [weight for _, weight in chunk]), pooled))
     return embeds

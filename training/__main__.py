@@ -53,6 +53,9 @@ def main(argv: list[str] | None = None) -> int:
     if result.file is None:
         console.print(f"Stopped after step {result.steps}; the same command goes on.")
         return STOPPED
+    for photo in result.person.photos if result.person else ():
+        if not photo.used:
+            console.print(f"not trained on: {photo}", markup=False, highlight=False, soft_wrap=True)
     for kind, file in (("", result.file), (".best", result.best)):
         if file:
             output = job.output.with_suffix(f"{kind}.safetensors")

@@ -29,6 +29,7 @@ from deployments.api.pai import error as pai_error
 from deployments.api.pai import routes as pai
 from deployments.api.pai.dialect import Dialect
 from deployments.api.pai.training import PhotoKind, job_of
+from deployments.api.sdapi import controlnet_routes
 from deployments.api.sdapi import error as sdapi_error
 from deployments.api.sdapi import lists as sdapi_lists
 from deployments.api.sdapi import routes as sdapi
@@ -56,6 +57,7 @@ WORDINGS: dict[str, errors.Wording] = {
     "/sdapi/": sdapi_error.word,
     "/internal/": sdapi_error.word,
     **dict.fromkeys(pai.PREFIXES, pai_error.word),
+    controlnet_routes.PREFIX: sdapi_error.word,
 }
 """Of the dialects other than the native, by the paths that are theirs."""
 
@@ -100,7 +102,7 @@ def create_app(
         for module in (gallery_models, gallery_tasks)
         for router in (module.router, module.train_router)
     ]
-    web_ui = (sdapi.router, sdapi.internal_router, sdapi_lists.router)
+    web_ui = (sdapi.router, sdapi.internal_router, sdapi_lists.router, controlnet_routes.router)
     lora_routers = (loras.router, loras.upload_router)
     faced = (portraits.face_router, *painters)
     for keyed in (routes.router, *lora_routers, *trained, *faced, *gallery, *web_ui):

@@ -18,7 +18,7 @@ FETCH_ALL_S = 60.0
 """For all pictures of one request: others wait meanwhile."""
 
 
-class SentPictures:
+class SentPhotos:
     """Reads them within bounds of number, bytes and time."""
 
     def __init__(self, policy: UrlPolicy, *, max_bytes: int, max_total_bytes: int) -> None:

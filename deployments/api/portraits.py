@@ -15,7 +15,7 @@ from typing import Any
 from configs.settings import Settings
 from deployments.api.errors import shown
 from deployments.api.faces import FaceService
-from deployments.api.photos import SentPhoto, SentPictures
+from deployments.api.photos import SentPhoto, SentPhotos
 from deployments.fetch import UrlPolicy
 from deployments.log import TaskLogger, get_logger
 from deployments.loras.model import Lora
@@ -104,7 +104,7 @@ class PortraitService:
         self._limits, self._settings = settings.portraits, settings
         self._store, self._objects, self._registry = store, objects, registry
         self._faces = faces
-        self._sent = SentPictures(
+        self._sent = SentPhotos(
             UrlPolicy(self._limits.allowed_private_hosts),
             max_bytes=self._limits.max_photo_bytes,
             max_total_bytes=self._limits.max_bytes,
@@ -252,11 +252,11 @@ class PortraitService:
             upload_key(task_id, f"people.{number}.photos.{index}")
             for index in range(len(person.photos))
         )
-        name, words = person.name, ("",)
+        name, words = person.name, tuple[str, ...]()
         if lora is not None:
             known = await self._registry.store.get(lora.id or "", owner=owner)
             references = references or _references(known, lora.version)
-            name, words = name or lora.name, known.trigger_words or words
+            name, words = name or lora.name, known.trigger_words
         if not references:
             raise InvalidRequest(
                 f"people.{number}",
@@ -266,7 +266,7 @@ class PortraitService:
         return PortraitPerson(
             references=references,
             lora=lora,
-            trigger=words[0],
+            trigger=words[0] if words else "",
             name=name or f"person {number + 1}",
         )
 

@@ -20,6 +20,7 @@ from deployments.api.loras import LoraService
 from deployments.api.models import ModelService
 from deployments.api.photos import SentPhoto
 from deployments.api.portraits import PortraitService, PortraitSubmission
+from deployments.api.sent import SentPictures
 from deployments.api.training import NewTraining, TrainingService
 from deployments.drafts.errors import DraftNotFound
 from deployments.drafts.model import parse_image_id
@@ -30,15 +31,13 @@ from deployments.loras.registry import LoraRegistry
 from deployments.storage.store import ObjectStore, StorageUnavailable
 from deployments.tasks.errors import StoreUnavailable, TaskNotFound
 from deployments.tasks.exchange import Page
-from deployments.tasks.image import INPUT_PREFIX, ImageFields
-from deployments.tasks.limit import MIN_SIDE_PX, Size
+from deployments.tasks.image import ImageFields
 from deployments.tasks.model import TERMINAL, Event, Kind, NewTask, Position, Status, Task
 from deployments.tasks.portrait import portrait_prefix
 from deployments.tasks.store import MAX_PAGE, TaskStore
 from deployments.tasks.training import Curve, training_prefix
 from deployments.tasks.webui import Metadata
 from pipelines.errors import InvalidRequest
-from pipelines.images import decode_data_url, decode_image
 from pipelines.portrait.photo import PhotoCheck
 
 T = TypeVar("T")
@@ -117,6 +116,7 @@ class Services:
         self.stopping = asyncio.Event()
         """This replica ends: nobody is to be kept waiting."""
         self._decoders = asyncio.Semaphore(_DECODERS)
+        self.sent = SentPictures(settings, self.decode)
         self.loras = LoraService(settings, loras, objects, self._decoders)
         self.training = TrainingService(settings, store, objects, loras)
         faces = faces or LocalFaces(settings.limits.max_input_pixels)
@@ -145,22 +145,23 @@ class Services:
         model = self.model(new.model)
         if new.callback_url is not None:
             await check_url(new.callback_url, self._url_policy)
-        init = await self._decode("init_image", new.init_image)
-        mask = await self._decode("mask_image", new.mask_image)
+        init = await self.sent.read("init_image", new.init_image)
+        mask = await self.sent.read("mask_image", new.mask_image)
         order = new.fields.resolve(
             self.settings,
             model=model,
             init_image=(init.key, init.size) if init else None,
             mask_key=mask.key if mask else None,
         )
+        order, guides = await self.sent.guides(new.fields, order)
         task_id, wanted = str(uuid.uuid4()), new.fields.named_loras(self.settings.limits)
         registry = self.loras.registry
         order = order.wearing(await registry.order(wanted, owner=owner, task_id=task_id))
         order = order.named(new.metadata, new.client_id)
         sent = {"init_image": init, "mask_image": mask}
         pictures = {field: picture for field, picture in sent.items() if picture is not None}
-        for picture in pictures.values():
-            await self.objects.put(picture.key, picture.data, picture.content_type)
+        for picture in (*pictures.values(), *guides):
+            await picture.keep(self.objects)
         task, created = await self.store.create(
             NewTask(
                 queue=model,
@@ -367,36 +368,6 @@ class Services:
                 "model", f"model must be one of {list(models)}, given {shown(name)}"
             )
         return name or self.settings.default_model
-
-    async def _decode(self, field: str, sent: str | bytes | None) -> SentPicture | None:
-        if sent is None:
-            return None
-        return await self.decode(lambda: _decode_picture(field, sent, self.settings))
-
-
-@dataclass(frozen=True)
-class SentPicture:
-    key: str
-    data: bytes
-    content_type: str
-    size: Size
-
-
-def _decode_picture(field: str, sent: str | bytes, settings: Settings) -> SentPicture:
-    """Judged whole, in a thread; kept as the client sent it. Raises InvalidImage."""
-    if isinstance(sent, str):
-        data = decode_data_url(sent, field=field, max_bytes=settings.http.max_body_bytes)
-    else:
-        data = sent
-    image = decode_image(
-        data,
-        field=field,
-        max_pixels=settings.limits.max_input_pixels,
-        min_side_px=MIN_SIDE_PX,
-    )
-    # Named by content: the same picture sent again is stored once, and a repeated put renews it.
-    key = INPUT_PREFIX + hashlib.sha256(data).hexdigest()
-    return SentPicture(key, data, "application/octet-stream", image.size)
 
 
 def checked_id(task_id: str) -> str:

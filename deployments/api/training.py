@@ -28,14 +28,17 @@ from deployments.tasks.training import (
     LORA_QUEUE,
     Curve,
     CurvePoint,
+    JudgedPhoto,
+    JudgedPhotos,
     LoraOrder,
     curve_key,
+    photos_key,
     pictures_key,
 )
 from pipelines.errors import DaguerreError, InvalidImage, InvalidRequest
 from pipelines.images import decode_data_url
 from training.lora.job import LoraJob
-from training.lora.refusal import RefusedPictures, check_examples
+from training.lora.refusal import RefusedPictures, check_examples, fit_photos_needed
 from training.lora.source import Bounds, Example, read_files, read_zip, write_archive
 
 log = get_logger(__name__)
@@ -162,6 +165,14 @@ class TrainingService:
             raise none
         return _with_now(Curve(steps=task.progress.steps), task)
 
+    async def photos(self, task: Task) -> tuple[JudgedPhoto, ...]:
+        """What a portrait's training found its photos good for; none before it knew."""
+        for fence in range(task.attempt, 0, -1):
+            with contextlib.suppress(ObjectNotFound):
+                data = await self._objects.get(photos_key(task.id, fence))
+                return JudgedPhotos.model_validate_json(data).photos
+        return ()
+
     async def _curve(self, key: str) -> Curve:
         return Curve.model_validate_json(await self._objects.get(key))
 
@@ -190,6 +201,8 @@ class TrainingService:
             min_side_px=new.job.min_side_px or (new.job.resolution or 16) // 2,
             max_pictures=self._limits.max_pictures,
             max_pixels=self._limits.max_picture_pixels,
+            # a portrait's attempt judges each photo, and does without the unfit
+            enough=fit_photos_needed(len(examples)) if new.job.kind == "portrait" else None,
         )
         total = sum(len(example.data) for example in examples)
         if total > self._limits.max_bytes:

@@ -207,7 +207,8 @@ def end_fault(task: RemoteTask) -> CliFault:
     """Why an ended task has no result."""
     if task.status == "canceled":
         return CliFault(f"task {task.id} was canceled", ExitCode.CANCELED)
-    return CliFault(f"task {task.id} failed: {task.error or 'no reason given'}", ExitCode.FAILED)
+    reason, *details = (task.error or "no reason given").splitlines()
+    return CliFault(f"task {task.id} failed: {reason}", ExitCode.FAILED, details=details)
 
 
 def cancel_after_interrupt(client: Client, task_id: str) -> None:

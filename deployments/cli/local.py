@@ -80,7 +80,8 @@ def _draw(
             "local",
             canvas=canvas,
             loras=tuple(
-                LoraUse(Path(lora.key), lora.weight, lora.text_weight) for lora in job.loras
+                LoraUse(Path(lora.key), lora.weight, lora.text_weight, lora.rank)
+                for lora in job.loras
             ),
         )
         results = run(components, requests, line, max_rows=settings.models[name].max_rows)
@@ -104,6 +105,7 @@ def _ordered(lora: NamedLora) -> OrderedLora:
         sha256=digest,
         weight=lora.weight,
         text_weight=lora.text_weight,
+        rank=lora.rank,
         tagged=lora.tagged,
     )
 

@@ -72,7 +72,7 @@ class LoraFiles:
         async with self._fetching.setdefault(lora.sha256, asyncio.Lock()):
             while not await asyncio.to_thread(_hold, path, held):
                 await self._bring(lora, path)
-        return LoraUse(path, lora.weight, lora.text_weight)
+        return LoraUse(path, lora.weight, lora.text_weight, lora.rank)
 
     async def _bring(self, lora: OrderedLora, path: Path) -> None:
         temporary = path.with_name(_TEMPORARY + secrets.token_hex(8))

@@ -84,6 +84,9 @@ class Version(Frozen):
 
     key: str = Field(description="Object-store key.")
     sha256: str
+    data_sha256: str | None = Field(
+        None, description="Of what stands behind the header; older versions have none."
+    )
     size_bytes: int
     kind: Kind
     rank: int | None = Field(description="The largest of any layer; none if nothing is low-rank.")

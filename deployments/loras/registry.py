@@ -149,9 +149,13 @@ async def _over(tasks: TaskStore, task_id: str, age_s: float) -> bool:
 def _described(path: Path, header: LoraHeader, key: str, new: NewLora) -> Version:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
+        file.seek(0)
+        file.seek(8 + int.from_bytes(file.read(8), "little"))
+        data_digest = hashlib.file_digest(file, "sha256").hexdigest()
     return Version(
         key=key,
         sha256=digest,
+        data_sha256=data_digest,
         size_bytes=path.stat().st_size,
         kind=header.kind,
         rank=header.rank,

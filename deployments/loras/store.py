@@ -301,8 +301,10 @@ def _ordered(lora: NamedLora, lora_id: bytes, name: bytes, text: bytes) -> Order
         version=version.number,
         key=version.key,
         sha256=version.sha256,
+        data_sha256=version.data_sha256,
         weight=lora.weight,
         text_weight=lora.text_weight,
+        rank=lora.rank,
         tagged=lora.tagged,
     )
 

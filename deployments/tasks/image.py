@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from configs.sampler import ScheduleName, SchedulerName
 from configs.settings import LimitSettings, ModelSettings, Settings
 from deployments.tasks.field import Real, Text, Whole
+from deployments.tasks.guide import ControlEntry, GuidedOrder, ImagePromptEntry, check_guides
 from deployments.tasks.limit import (
     OutputFormat,
     Size,
@@ -26,10 +27,9 @@ from deployments.tasks.limit import (
     given_or,
 )
 from deployments.tasks.lora import LoraEntry, NamedLora, OrderedLora, named_loras, without_tags
-from deployments.tasks.model import Frozen
 from deployments.tasks.webui import Metadata, WebuiFields
 from pipelines.canvas import BLANK, Canvas, MaskedContent, Placement, ResizeMode
-from pipelines.engine.request import ImageRequest, LoraUse
+from pipelines.engine.request import ControlUse, ImageRequest, IPAdapterUse, LoraUse
 from pipelines.errors import InvalidRequest
 
 MAX_SEED = 2**63 - 1
@@ -46,6 +46,12 @@ MAX_MASKED_PADDING_PX = 512
 MAX_CLIP_SKIP = 11
 """The text encoders of Stable Diffusion have 12 layers, of which one must be left."""
 
+_AS_ORDERED = (
+    "negative_prompt", "width", "height", "num_inference_steps", "guidance_scale", "scheduler",
+    "strength", "schedule", "eta", "prompt_weighting", "long_prompt", "clip_skip",
+    "guidance_rescale", "guidance_interval", "deep_cache", "tiny_decode", "tiling",
+)  # fmt: skip
+"""Fields that the engine's request has just as the order."""
 _FINE = frozenset({"schedule", "eta", "prompt_weighting", "long_prompt", "clip_skip"})
 _FINE |= {"guidance_rescale", "guidance_interval", "deep_cache", "tiny_decode", "tiling", "webui"}
 """Fields that stand in a picture's metadata only where they were used."""
@@ -155,6 +161,12 @@ class ImageFields(BaseModel):
         description="LoRAs to wear, besides those that the prompt names as `<lora:name:weight>`.",
         examples=[[{"name": "watercolour", "weight": 0.8}]],
     )
+    controlnet: list[ControlEntry] | None = Field(
+        None, description="ControlNets, each with a picture that guides the structure."
+    )
+    ip_adapter: list[ImagePromptEntry] | None = Field(
+        None, description="IP-Adapters, each with a picture as a prompt."
+    )
 
     def named_loras(self, limits: LimitSettings) -> list[NamedLora]:
         """All that `lora` and the prompt name, not yet looked up. Raises InvalidRequest."""
@@ -187,6 +199,8 @@ class ImageFields(BaseModel):
         check_within("strength", strength, 0, 1)
         check_within("seed", seed, 0, MAX_SEED - (num_images - 1))
         interval = checked_interval(given_or(self.guidance_interval, (0.0, 1.0)))
+        guides = self.controlnet or (), self.ip_adapter or ()
+        check_guides(*guides, preset, limits, has_init=init_image is not None)
         if mask_key is not None and init_image is None:
             raise InvalidRequest("mask_image", "mask_image needs an init_image, given none")
         latent = self.resize_mode == "latent" or self.masked_content in ("noise", "nothing")
@@ -245,7 +259,7 @@ class ImageFields(BaseModel):
         return width, height
 
 
-class ImageOrder(Frozen):
+class ImageOrder(GuidedOrder):
     """The input of a task as it is stored: resolved at creation, so that each attempt draws the
     same pictures. Only the loaded model knows its native size; until then a size may be open.
     """
@@ -302,7 +316,7 @@ class ImageOrder(Frozen):
         """How picture `index` is told of in the words of `metadata`; None without them."""
         if self.metadata is None:
             return None
-        return self.metadata.text(self.seeds(index))
+        return self.metadata.text(self.seeds(index), self.loras)
 
 
 class ImageJob(ImageOrder):
@@ -330,40 +344,29 @@ class ImageJob(ImageOrder):
         *,
         canvas: Canvas = BLANK,
         loras: tuple[LoraUse, ...] = (),
+        controls: tuple[ControlUse, ...] = (),
+        ip_adapters: tuple[IPAdapterUse, ...] = (),
         priority: int = 0,
     ) -> list[ImageRequest]:
         """One engine request a picture, with ids `<prefix>.<index>`; picture i has seed + i.
 
-        `loras` are the files of the order's LoRAs.
+        `loras`, `controls` and `ip_adapters` are what the order names, with files and pictures.
         """
+        same = {field: getattr(self, field) for field in _AS_ORDERED}
         requests = [
             ImageRequest(
                 id=f"{prefix}.{index}",
                 prompt=without_tags(self.prompt),
-                negative_prompt=self.negative_prompt,
-                width=self.width,
-                height=self.height,
-                num_inference_steps=self.num_inference_steps,
-                guidance_scale=self.guidance_scale,
-                scheduler=self.scheduler,
                 seed=self.seed + index,
                 init_image=canvas.init_image,
                 mask=canvas.mask,
                 masked_content=canvas.masked_content,
                 overlay=canvas.overlay,
-                strength=self.strength,
-                schedule=self.schedule,
-                eta=self.eta,
-                prompt_weighting=self.prompt_weighting,
-                long_prompt=self.long_prompt,
-                clip_skip=self.clip_skip,
-                guidance_rescale=self.guidance_rescale,
-                guidance_interval=self.guidance_interval,
-                deep_cache=self.deep_cache,
-                tiny_decode=self.tiny_decode,
-                tiling=self.tiling,
                 loras=loras,
+                controls=controls,
+                ip_adapters=ip_adapters,
                 priority=priority,
+                **same,
             )
             for index in range(self.num_images)
         ]
@@ -377,14 +380,7 @@ class ImageJob(ImageOrder):
     @property
     def placement(self) -> Placement:
         """How the initial picture comes to this job's size."""
-        return Placement(
-            width=self.width,
-            height=self.height,
-            resize_mode=self.resize_mode,
-            mask_blur=self.mask_blur,
-            masked_padding=self.masked_padding,
-            masked_content=self.masked_content,
-        )
+        return Placement(**{each.name: getattr(self, each.name) for each in fields(Placement)})
 
     def parameters(self, index: int) -> dict[str, Any]:
         """What drew picture `index`, for the file's metadata: a call with these draws it again."""
@@ -396,4 +392,5 @@ class ImageJob(ImageOrder):
             values["webui"] = self.webui.varied(index).model_dump(exclude_defaults=True)
         if entries := [lora.entry() for lora in self.loras if not lora.tagged]:
             values["lora"] = entries
+        values |= self.guide_entries()
         return values | {"strength": self.strength} if self.init_image_key else values

@@ -18,6 +18,7 @@ from pipelines.errors import InvalidRequest
 _TAG = re.compile(r"<lora:([^<>]*)>")
 MAX_NAME_CHARS = 255
 """A path, where no server names LoRAs."""
+MAX_RANK = 1280
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class NamedLora:
     """None: the newest."""
     weight: float = 1.0
     text_weight: float = 1.0
+    rank: int | None = None
     tagged: bool = False
     """The prompt names it."""
 
@@ -52,6 +54,9 @@ class LoraEntry(BaseModel):
     text_encoder_weight: Real | None = Field(
         None, description="In the text encoders. Default: the same."
     )
+    rank: Whole | None = Field(
+        None, ge=1, le=MAX_RANK, description="Use the first so many ranks only. Default: all."
+    )
 
     @model_validator(mode="after")
     def _is_named(self) -> LoraEntry:
@@ -62,7 +67,12 @@ class LoraEntry(BaseModel):
     def named(self) -> NamedLora:
         text = self.text_encoder_weight
         return NamedLora(
-            self.name, self.id, self.version, self.weight, self.weight if text is None else text
+            self.name,
+            self.id,
+            self.version,
+            self.weight,
+            self.weight if text is None else text,
+            self.rank,
         )
 
 
@@ -74,16 +84,27 @@ class OrderedLora(Frozen):
     version: int | None = None
     key: str = Field(description="Object-store key of the file.")
     sha256: str = Field(description="Of the file, hexadecimal.")
+    data_sha256: str | None = Field(
+        None, description="Of what stands behind its header; None where nobody computed it."
+    )
     weight: float = 1.0
     text_weight: float = 1.0
+    rank: int | None = None
     tagged: bool = False
 
     def entry(self) -> dict[str, Any]:
         """As the field `lora` would name it again."""
         found = {"id": self.id, "name": self.name, "version": self.version, "weight": self.weight}
+        found["rank"] = self.rank
         if self.text_weight != self.weight:
             found["text_encoder_weight"] = self.text_weight
         return {name: value for name, value in found.items() if value is not None}
+
+
+def lora_hashes(loras: Iterable[OrderedLora]) -> str | None:
+    """As infotext tells them; None where none is known."""
+    known = [f"{one.name}: {one.data_sha256[:12]}" for one in loras if one.data_sha256]
+    return ", ".join(dict.fromkeys(known)) or None
 
 
 def without_tags(prompt: str) -> str:

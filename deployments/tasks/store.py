@@ -14,6 +14,7 @@ from configs.settings import TaskSettings
 from deployments.tasks.account import AccountStore
 from deployments.tasks.argument import beaten, claimed, digest, new_id, refuse, us
 from deployments.tasks.caller import CallerStore
+from deployments.tasks.card import CardStore
 from deployments.tasks.errors import IdempotencyConflict, QueueFull, TaskNotFound
 from deployments.tasks.exchange import Beat, CallbackJob, Page, Renewal, WorkerInfo
 from deployments.tasks.model import (
@@ -71,6 +72,7 @@ class TaskStore:
         self._run = self._script.__call__
         self.callers = CallerStore(commands, self._script.key)
         self.accounts = AccountStore(commands, settings)
+        self.cards = CardStore(commands, self._script.key)
 
     @classmethod
     def connect(cls, url: str, settings: TaskSettings, *, max_queue: int) -> TaskStore:

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from deployments.tasks.image import output_key
 from deployments.tasks.model import Frozen
 from training.lora.job import LoraJob
 
@@ -46,6 +47,27 @@ def curve_key(task_id: str, fence: int) -> str:
     return f"{training_prefix(task_id)}{fence}/curve.json"
 
 
+def photos_key(task_id: str, fence: int) -> str:
+    """What one attempt at a portrait's training found its photos good for."""
+    return output_key(task_id, fence, "photos.json")
+
+
+class JudgedPhoto(Frozen):
+    """One photo of a portrait's training."""
+
+    name: str
+    code: int = Field(description="Of the portrait API's six: 1 is fit.")
+    message: str
+    frontal: bool
+    used: bool = Field(description="Trained on.")
+
+
+class JudgedPhotos(Frozen):
+    """All of a training's, in the order in which they were sent."""
+
+    photos: tuple[JudgedPhoto, ...]
+
+
 class CurvePoint(Frozen):
     """One look at a run."""
 
@@ -53,6 +75,10 @@ class CurvePoint(Frozen):
     loss: float = Field(description="Smoothed, of training.")
     lr: float
     validation_loss: float | None = None
+    likeness: float | None = Field(
+        None,
+        description="Of a portrait: cosine of the faces that it drew with those of the photos.",
+    )
 
 
 class Curve(Frozen):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import secrets
+from collections.abc import Iterable
 from typing import Any
 
 from pydantic import Field, field_validator
 
 from deployments.tasks.field import Real, WebuiSampler, WebuiScheduler, Whole
 from deployments.tasks.hires import HiresFields
+from deployments.tasks.lora import OrderedLora, lora_hashes
 from deployments.tasks.model import Frozen
 from pipelines.engine.request import ImageRequest
 from pipelines.infotext import write
@@ -85,6 +87,7 @@ class Metadata(Frozen):
     negative_prompt: str = ""
     labels: dict[str, Any] = Field(description="In their order; `Seed` is each picture's own.")
 
-    def text(self, seeds: dict[str, int]) -> str:
-        """All of it, with these labels' values."""
-        return write(self.prompt, self.negative_prompt, self.labels | seeds)
+    def text(self, seeds: dict[str, int], loras: Iterable[OrderedLora] = ()) -> str:
+        """All of it, with these labels' values and the hashes of what is worn."""
+        labels = self.labels | seeds | {"Lora hashes": lora_hashes(loras)}
+        return write(self.prompt, self.negative_prompt, labels)

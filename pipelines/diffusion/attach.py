@@ -22,7 +22,11 @@ def attach(
     pairs = [(adapter, use.image) for mine in worn for use, adapter in mine.ip_adapters]
     encoded = iter(references.encode(pairs))
     for state, mine in zip(states, worn, strict=True):
-        state.controls = tuple(control(parts, use, net) for use, net in mine.controls)
+        nets = {use.path: net for use, net in mine.controls}
+        # of a second pass they have other pictures than when they were loaded
+        state.controls = tuple(
+            control(parts, use, nets[use.path]) for use in state.request.controls if use.scale
+        )
         tokens = [(*pair, next(encoded)) for pair in mine.ip_adapters]
         state.images = tuple(ImagePrompt(a, t.positive, use.scale) for use, a, t in tokens)
         state.negative_images = tuple(ImagePrompt(a, t.negative, use.scale) for use, a, t in tokens)

@@ -126,10 +126,8 @@ def check_hires(request: ImageRequest, hires: Hires) -> None:
             "hires", f"hires.upscaler must be one of {', '.join(known)}, got {hires.upscaler!r}"
         )
     given = (request.init_image, request.init_latents, request.overlay)
-    if any(one is not None for one in given) or request.controls:
-        raise InvalidRequest(
-            "hires", "hires must come without initial picture, overlay and controls"
-        )
+    if any(one is not None for one in given):
+        raise InvalidRequest("hires", "hires must come without initial picture and overlay")
     if (scheduler := hires.scheduler or request.scheduler) not in WEBUI_SAMPLERS:
         raise InvalidRequest(
             "hires",

@@ -11,6 +11,7 @@ import torch
 from pipelines.diffusion import Diffusion, ImageState
 from pipelines.engine.profile import StepProfile
 from pipelines.engine.scheduler import Scheduler
+from pipelines.engine.threads import ThreadChoice
 from pipelines.engine.ticket import BatchKey
 from pipelines.errors import explained
 
@@ -33,6 +34,7 @@ class Forward:
         self._scheduler = scheduler
         self._profile = profile
         self._device = diffusion.components.device
+        self.threads = ThreadChoice(torch.get_num_threads())
 
     def step(self, key: BatchKey, states: Sequence[ImageState]) -> None:
         """Moves each state, all of one key, a step on; one that cannot gets its `error`."""
@@ -54,7 +56,7 @@ class Forward:
 
     def _measured(self, key: BatchKey, states: Sequence[ImageState]) -> list[torch.Tensor]:
         if self._profile is None:
-            return self._diffusion.denoise(states)
+            return self._denoised(key, states)
         rows = sum(state.rows for state in states)
         on_cuda, used = self._device.type == "cuda", 0
         if on_cuda:
@@ -62,12 +64,30 @@ class Forward:
             before = torch.cuda.memory_allocated(self._device)
         started_at = time.perf_counter()
         # it reads what it computed back, so it has really been computed at its end
-        noise_preds = self._diffusion.denoise(states)
+        noise_preds = self._denoised(key, states)
         seconds = time.perf_counter() - started_at
         if on_cuda:
             used = torch.cuda.max_memory_allocated(self._device) - before
             self._profile.room_bytes = _free_bytes(self._device)
         self._profile.record(key, rows, seconds, used)
+        return noise_preds
+
+    def _denoised(self, key: BatchKey, states: Sequence[ImageState]) -> list[torch.Tensor]:
+        """On a CPU with as many threads as are the fastest for so many rows."""
+        if self._device.type != "cpu":
+            return self._diffusion.denoise(states)
+        rows = sum(state.rows for state in states)
+        best = self.threads.best(key, rows)
+        torch.set_num_threads(best)
+        try:
+            started_at = time.perf_counter()
+            noise_preds = self._diffusion.denoise(states)
+            seconds = time.perf_counter() - started_at
+            # steps of different depth take different times whatever the threads
+            if all(state.request.deep_cache == 1 for state in states):
+                self.threads.record(key, rows, best, seconds)
+        finally:
+            torch.set_num_threads(self.threads.most)
         return noise_preds
 
     def _failed(self, key: BatchKey, states: Sequence[ImageState], error: Exception) -> None:

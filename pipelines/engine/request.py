@@ -29,6 +29,8 @@ class LoraUse:
     """In the UNet; 0 leaves it out, negative values turn its effect around."""
     text_weight: float = 1.0
     """In the text encoders, if it changes them."""
+    rank: int | None = None
+    """1 at least: only so many ranks of each layer that is a plain LoRA, the first; None: all."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class ControlUse:
     start: float = 0.0
     end: float = 1.0
     """Steps that lie between these shares of all are guided."""
+    hires_image: Picture | None = field(default=None, repr=False)
+    """What guides the second pass, in its size; None: nothing does."""
 
 
 @dataclass(frozen=True)

@@ -55,8 +55,11 @@ class Adapter:
         return _views(weights, self.factors)
 
 
-def bind(file: LoraFile, components: Components) -> Adapter:
-    """Fits a file to a checkpoint: all of it, or a ModelError that names what does not fit."""
+def bind(file: LoraFile, components: Components, rank: int | None = None) -> Adapter:
+    """Fits a file to a checkpoint: all of it, or a ModelError that names what does not fit.
+
+    With a `rank` each layer that is a plain LoRA has only so many ranks, the first ones.
+    """
     names, layers = layer_names(components), lora_layers(components)
     factors: dict[str, Factors] = {}
     misfits: dict[str, str] = {}
@@ -69,7 +72,7 @@ def bind(file: LoraFile, components: Components) -> Adapter:
             misfits[name] = f"{path} is there twice"
             continue
         try:
-            factors[path] = _factors(file, path, parts, layers[path].weight)
+            factors[path] = _factors(file, path, parts, layers[path].weight, rank)
         except Misfit as error:
             misfits[name] = str(error)
     if misfits:
@@ -78,12 +81,16 @@ def bind(file: LoraFile, components: Components) -> Adapter:
             f"{file.path}: {len(misfits)} of {len(file.modules)} modules do not fit "
             f"{components.name}, perhaps it is a LoRA of another base model: {listed}"
         )
-    return _adapter(file, factors, components)
+    return _adapter(file, factors, components, rank)
 
 
-def _factors(file: LoraFile, path: str, parts: Parts, weight: torch.Tensor) -> Factors:
+def _factors(
+    file: LoraFile, path: str, parts: Parts, weight: torch.Tensor, rank: int | None
+) -> Factors:
     alpha = _peft_alpha(file, path, parts)
     low_rank = {name: t for name, t in parts.items() if name not in MAGNITUDES}
+    if rank is not None and low_rank.keys() - {"alpha"} == {"down", "up"}:
+        low_rank, alpha = _cut(low_rank, alpha, rank)
     factors = factorise(low_rank, weight.shape, alpha)
     for name in MAGNITUDES & parts.keys():
         if name == "dora_scale" and len(parts[name]) != weight.shape[0]:
@@ -94,14 +101,30 @@ def _factors(file: LoraFile, path: str, parts: Parts, weight: torch.Tensor) -> F
     return factors
 
 
-def _adapter(file: LoraFile, factors: Mapping[str, Factors], components: Components) -> Adapter:
+def _cut(parts: Parts, alpha: float | None, rank: int) -> tuple[Parts, float | None]:
+    """The first ranks of a LoRA; what it is scaled with stays that of all."""
+    down, up = parts["down"], parts["up"]
+    share = min(1.0, rank / len(down))
+    cut = {"down": down[:rank], "up": up[:, :rank]}
+    if "alpha" in parts:
+        cut["alpha"] = parts["alpha"].float() * share
+    return cut, None if alpha is None else alpha * share
+
+
+def _adapter(
+    file: LoraFile, factors: Mapping[str, Factors], components: Components, rank: int | None
+) -> Adapter:
     flat = torch.cat([part.flatten() for pair in factors.values() for part in pair[:2]])
     weights = flat.to(components.dtype)
     if not torch.isfinite(weights).all():
         raise ModelError(f"{file.path}: its weights overflow {components.dtype}")
     if components.device.type == "cuda":
         weights = weights.pin_memory()
-    return Adapter(file.id, _views(weights, factors), weights)
+    return Adapter(_ranked(file.id, rank), _views(weights, factors), weights)
+
+
+def _ranked(file_id: str, rank: int | None) -> str:
+    return file_id if rank is None else f"{file_id}:{rank}"
 
 
 def _views(weights: torch.Tensor, like: Mapping[str, Factors]) -> dict[str, Factors]:
@@ -155,17 +178,18 @@ class AdapterCache:
         self._adapters: OrderedDict[str, Adapter] = OrderedDict()
         self._lock = threading.Lock()
 
-    def read(self, path: Path) -> Adapter:
-        """The adapter of a file as it is now. Raises ModelError, also for one of too high a rank.
+    def read(self, path: Path, rank: int | None = None) -> Adapter:
+        """The adapter of a file as it is now, as `bind` makes it.
 
-        An adapter larger than the cache is returned and not kept.
+        An adapter larger than the cache is returned and not kept. Raises ModelError, also for one
+        of too high a rank.
         """
-        key = file_id(path)
+        key = _ranked(file_id(path), rank)
         with self._lock:
             if key in self._adapters:
                 self._adapters.move_to_end(key)
                 return self._adapters[key]
-        adapter = bind(read_lora(path), self._components)
+        adapter = bind(read_lora(path), self._components, rank)
         if adapter.rank > self._max_rank:
             raise ModelError(
                 f"{path}: its rank is {adapter.rank}, at most {self._max_rank} allowed"

@@ -107,6 +107,7 @@ def mean_embedding(embeddings: Sequence[Embedding]) -> Embedding:
     all_of = np.stack(embeddings)
     alike = all_of @ all_of.T
     votes = (alike >= SAME_PERSON).sum(axis=1) + alike.mean(axis=1)
+    votes = votes.round(4)  # of equals the first, whatever the last bit says
     group = all_of[alike[int(votes.argmax())] >= SAME_PERSON]
     mean = group.mean(axis=0)
     return np.asarray(mean / max(float(np.linalg.norm(mean)), 1e-9), np.float32)
@@ -114,8 +115,13 @@ def mean_embedding(embeddings: Sequence[Embedding]) -> Embedding:
 
 def reference_photo(checks: Sequence[PhotoCheck]) -> int | None:
     """Which photo stands for the person; None where none is fit."""
+    return next(iter(best_first(checks)), None)
+
+
+def best_first(checks: Sequence[PhotoCheck]) -> list[int]:
+    """The fit photos, those that stand best for the person first."""
     fit = [index for index, check in enumerate(checks) if check.verdict is Verdict.SUCCESS]
-    return max(fit, key=lambda index: checks[index].reference_score, default=None)
+    return sorted(fit, key=lambda index: -checks[index].reference_score)
 
 
 def training_photos(checks: Sequence[PhotoCheck]) -> list[int]:

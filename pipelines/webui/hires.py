@@ -68,4 +68,9 @@ def second_pass(
         eta=request.eta if hires.eta is None else hires.eta,
         prompt=hires.prompt or request.prompt,
         negative_prompt=hires.negative_prompt or request.negative_prompt,
+        controls=tuple(
+            replace(use, image=use.hires_image, hires_image=None)
+            for use in request.controls
+            if use.hires_image is not None
+        ),
     )

@@ -38,7 +38,9 @@ class Progress:
     step: int = 0
     """Steps done."""
     best_loss: float | None = None
-    """Of validation."""
+    """Of validation, of the best weights."""
+    best_likeness: float | None = None
+    """Of a portrait's best weights, where a face was found in their pictures."""
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ class LoraJob(BaseModel):
     kind: Kind = Field(
         "style",
         description="style: what all pictures share. subject: one thing (DreamBooth). scene: "
-        "pictures that each have a prompt. portrait: one person.",
+        "pictures that each have a prompt. portrait: one person; unfit photos are left out.",
     )
     trigger: Word = Field("", description="The word that calls what is learned, e.g. `zorblax`.")
     class_word: Word = Field("", description="What a subject is one of, e.g. `dog`.")
@@ -88,10 +88,16 @@ class LoraJob(BaseModel):
     checkpoint_every: int = Field(200, ge=1, le=100_000, description="Steps.")
     validation_every: int = Field(200, ge=1, le=100_000, description="Steps.")
     validation_pictures: int = Field(
-        0, ge=0, le=100, description="Held out: their loss picks the best weights."
+        0,
+        ge=0,
+        le=100,
+        description="Held out: their loss picks the best weights. Of a portrait its likeness does, "
+        "where a face is found in what it draws.",
     )
     validation_prompts: tuple[Text, ...] = Field(
-        (), max_length=8, description="Drawn every `validation_every` steps."
+        (),
+        max_length=8,
+        description="Drawn every `validation_every` steps; of a portrait by default its caption.",
     )
 
     @validates(mode="after")

@@ -81,22 +81,28 @@ def check_pictures(
     where there are none or too many."""
     resolution = job_resolution(job, components)
     sizes = buckets(resolution, components.size_multiple, square=not job.buckets)
-    fit = check_examples(examples, job, min_side_px=job.min_side_px or resolution // 2)
+    fit = check_examples(examples, job, min_side_px=least_side(job, components))
     return [
         TrainingPicture(each.name, example.data, each.caption, nearest(*each.size, sizes))
         for each, example in zip(fit, examples, strict=True)
     ]
 
 
+def least_side(job: LoraJob, components: Components) -> int:
+    """Of a picture, or of a portrait's head and shoulders, pixels."""
+    part = 4 if job.kind == "portrait" else 2
+    return job.min_side_px or job_resolution(job, components) // part
+
+
 def job_resolution(job: LoraJob, components: Components) -> int:
     return job.resolution or components.default_size
 
 
-def dataset_hash(pictures: Sequence[TrainingPicture]) -> str:
+def dataset_hash(pictures: Sequence[TrainingPicture | Example]) -> str:
     """Changes with any picture, caption or their order."""
     digest = hashlib.sha256()
     for picture in pictures:
-        for part in (picture.data, picture.caption.encode()):
+        for part in (picture.data, (picture.caption or "").encode()):
             digest.update(len(part).to_bytes(8, "big") + part)
     return digest.hexdigest()
 

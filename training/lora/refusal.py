@@ -12,6 +12,7 @@ from training.lora.source import MAX_CAPTION_CHARS, MAX_PICTURES, Example
 
 MAX_PIXELS = 64_000_000
 """Of a picture as it comes."""
+_FIT_PHOTOS = 2
 
 
 class RefusedPictures(InvalidImage):
@@ -44,21 +45,23 @@ def check_examples(
     min_side_px: int = MIN_SIDE_PX,
     max_pictures: int = MAX_PICTURES,
     max_pixels: int = MAX_PIXELS,
+    enough: int | None = None,
 ) -> list[Fit]:
-    """Decodes every picture once. Raises RefusedPictures with all that are unfit, or InvalidRequest
-    where there are none or too many."""
+    """Decodes every picture once; those that are fit. Raises RefusedPictures with all that are not
+    where there are some, or with `enough` where fewer than that are fit; InvalidRequest where there
+    are none or too many."""
     if not 1 <= len(examples) <= max_pictures:
         raise InvalidRequest(
             "pictures", f"pictures must be 1..{max_pictures} in number, given {len(examples)}"
         )
     fit, refused = [], []
     for example in examples:
-        name = "".join(c if c.isprintable() else "?" for c in example.name)[:200]
+        name = shown_name(example.name)
         try:
             fit.append(_checked(name, example, job, min_side_px, max_pixels))
         except InvalidImage as error:
             refused.append((name, str(error)))
-    if refused:
+    if len(fit) < (len(examples) if enough is None else enough):
         raise RefusedPictures(refused, len(examples))
     if job.validation_pictures >= len(fit):
         raise InvalidRequest(
@@ -67,6 +70,16 @@ def check_examples(
             f"given {job.validation_pictures}",
         )
     return fit
+
+
+def shown_name(name: str) -> str:
+    """Printable."""
+    return "".join(c if c.isprintable() else "?" for c in name)[:200]
+
+
+def fit_photos_needed(count: int) -> int:
+    """Of so many photos of a person. Where two differ, nobody can say who it is."""
+    return min(_FIT_PHOTOS, count)
 
 
 def _checked(name: str, example: Example, job: LoraJob, min_side_px: int, max_pixels: int) -> Fit:

@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from training.lora.portrait import Person
 
 
 class Stop(StrEnum):
@@ -29,8 +33,11 @@ class StepReport:
     eta_s: float
     validation_loss: float | None = None
     """At steps that were validated with pictures held out."""
+    likeness: float | None = None
+    """Of a portrait, at steps that were validated and where a face was found: mean cosine of the
+    faces drawn with those of the photos."""
     previews: tuple[Path, ...] = ()
-    """PNG files, one a validation prompt, at steps that were validated."""
+    """PNG files, one a validation prompt (of a portrait several), at steps that were validated."""
     checkpoint: Path | None = None
     """Written after this step."""
 
@@ -47,8 +54,12 @@ class LoraResult:
     file: Path | None = None
     """The adapter after the last step; None where the training was stopped."""
     best: Path | None = None
-    """The adapter of the least validation loss, where pictures were held out."""
+    """The adapter of most likeness, of a portrait whose pictures had faces; else of the least
+    validation loss, where pictures were held out."""
     validation_loss: float | None = None
-    """Of `best`."""
+    likeness: float | None = None
+    """Both of `best`."""
     checkpoint: Path | None = None
     """To go on from where the training was paused."""
+    person: Person | None = None
+    """Of a portrait: what its photos are good for."""

@@ -32,6 +32,8 @@ class Provenance:
     loss: float
     """Smoothed, of training."""
     validation_loss: float | None = None
+    likeness: float | None = None
+    """Of a portrait: cosine of the faces that it drew with those of the photos."""
 
 
 def adapter_file(
@@ -65,6 +67,7 @@ def metadata(job: LoraJob, parts: Components, made: Provenance) -> dict[str, str
         "steps": made.steps,
         "loss": made.loss,
         "validation_loss": made.validation_loss,
+        "likeness": made.likeness,
         "job": job.model_dump(mode="json", exclude_defaults=True),
     }
     return {

@@ -32,7 +32,9 @@ from training.lora.picture import (
     check_pictures,
     dataset_hash,
     job_resolution,
+    least_side,
 )
+from training.lora.portrait import Person, read_person
 from training.lora.preview import draw_pictures
 from training.lora.report import LoraResult, StepReport, Stop
 from training.lora.result import Provenance, adapter_file
@@ -41,6 +43,8 @@ from training.lora.trainer import Trainer, make_accelerator
 
 FETCH_EVERY = 10
 """Steps between two looks at the loss: each waits for the device."""
+PORTRAIT_PREVIEWS = 4
+"""At least, of a portrait's validation."""
 
 
 def train_lora(
@@ -60,8 +64,11 @@ def train_lora(
     InvalidRequest (RefusedPictures among it) before the first step, DamagedCheckpoint, and
     ComputationFailed for a loss that is not finite.
     """
-    pictures = check_pictures(examples, job, components)
-    run = _Run(job, components, pictures, work)
+    person = None
+    if job.kind == "portrait":
+        person = read_person(examples, job, min_side_px=least_side(job, components))
+    pictures = check_pictures(person.crops if person else examples, job, components)
+    run = _Run(job, components, pictures, work, person)
     checkpoint = None if resume is None else read_checkpoint(resume)
     if checkpoint:
         check_same_run(checkpoint, run.fingerprint)
@@ -90,9 +97,11 @@ class _Run:
     parts: Components
     pictures: Sequence[TrainingPicture]
     work: Path
+    person: Person | None
 
     def __post_init__(self) -> None:
-        self.dataset_hash = dataset_hash(self.pictures)
+        person, pictures = self.person, self.pictures
+        self.dataset_hash = person.photos_hash if person else dataset_hash(pictures)
         model = [self.parts.name, str(self.parts.dtype)]
         what = [self.job.model_dump(mode="json"), model, self.dataset_hash]
         self.fingerprint = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
@@ -108,11 +117,13 @@ class _Run:
         last = step == job.steps
         if last or step == self._first + 1 or step % FETCH_EVERY == 0:
             self._loss = trainer.fetch_loss()
-        validation_loss, checkpoint = None, None
+        validation_loss, likeness, checkpoint = None, None, None
         previews: tuple[Path, ...] = ()
         if last or step % job.validation_every == 0:
             validation_loss = trainer.validate()
             previews = self._previews(trainer) if accelerator.is_main_process else ()
+            likeness = self.person.likeness(previews) if self.person else None
+            trainer.keep_if_best(validation_loss, likeness)
         if last or step % job.checkpoint_every == 0:
             checkpoint = self._save(trainer, accelerator)
         rate = (step - self._first) / (time.monotonic() - self._started)
@@ -124,6 +135,7 @@ class _Run:
             samples_per_s=rate * trainer.samples,
             eta_s=(job.steps - step) / rate,
             validation_loss=validation_loss,
+            likeness=likeness,
             previews=previews,
             checkpoint=checkpoint,
         )
@@ -131,7 +143,9 @@ class _Run:
     def stopped(self, trainer: Trainer, stop: Stop, accelerator: Accelerator) -> LoraResult:
         loss = trainer.fetch_loss()
         checkpoint = self._save(trainer, accelerator) if stop is Stop.PAUSE else None
-        return LoraResult(trainer.progress.step, loss, stopped=stop, checkpoint=checkpoint)
+        return LoraResult(
+            trainer.progress.step, loss, stopped=stop, checkpoint=checkpoint, person=self.person
+        )
 
     def finished(self, trainer: Trainer, accelerator: Accelerator) -> LoraResult:
         loss = trainer.fetch_loss()
@@ -146,7 +160,13 @@ class _Run:
         accelerator.wait_for_everyone()
         progress = trainer.progress
         return LoraResult(
-            progress.step, loss, file=file, best=best, validation_loss=progress.best_loss
+            progress.step,
+            loss,
+            file=file,
+            best=best,
+            validation_loss=progress.best_loss,
+            likeness=progress.best_likeness,
+            person=self.person,
         )
 
     def _adapter(self, trainer: Trainer, weights: dict[str, Any], loss: float) -> bytes:
@@ -156,6 +176,7 @@ class _Run:
             steps=trainer.progress.step,
             loss=loss,
             validation_loss=trainer.progress.best_loss,
+            likeness=trainer.progress.best_likeness,
         )
         return adapter_file(weights, self.job, self.parts, made)
 
@@ -168,12 +189,11 @@ class _Run:
         return path
 
     def _previews(self, trainer: Trainer) -> tuple[Path, ...]:
-        prompts = self.job.validation_prompts
-        if not prompts:
+        wishes = self._wishes()
+        if not wishes:
             return ()
         parts, side = self.parts, job_resolution(self.job, self.parts)
         idle = [parts.vae, *(() if self.job.text_encoder else parts.text_encoders)]
-        wishes = [(prompt, self.job.seed) for prompt in prompts]
         with trainer.worn(), on_device(parts, idle):
             pictures = draw_pictures(parts, wishes, Bucket(side, side))
         step = trainer.progress.step
@@ -181,6 +201,14 @@ class _Run:
         for path, picture in zip(paths, pictures, strict=True):
             write_atomically(encode_image(picture, "png")[0], path)
         return tuple(paths)
+
+    def _wishes(self) -> list[tuple[str, int]]:
+        """(prompt, seed) of each picture to draw; of a portrait enough to see faces in some."""
+        prompts, each = self.job.validation_prompts, 1
+        if self.person:
+            prompts = prompts or (self.job.caption_of(None),)
+            each = -(-PORTRAIT_PREVIEWS // len(prompts))
+        return [(prompt, self.job.seed + n) for prompt in prompts for n in range(each)]
 
 
 def _asked_to_stop(

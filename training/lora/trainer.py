@@ -56,7 +56,7 @@ class Trainer:
         self.loss = torch.zeros((), device=parts.device)
         """Smoothed. Reading it waits for the device."""
         self.best: dict[str, torch.Tensor] = {}
-        """The weights of the least validation loss, on the CPU."""
+        """The weights that `keep_if_best` kept, on the CPU."""
         self._job, self._parts, self._data = job, parts, data
         self._bare, self._accelerator = model, accelerator
         self._trained = model.trained()
@@ -105,18 +105,27 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self) -> float | None:
-        """The loss of the pictures held out, at fixed noise; None where there are none.
-
-        The best weights so far are kept.
-        """
+        """The loss of the pictures held out, at fixed noise; None where there are none."""
         if not self._data.held_out:
             return None
         with self.worn(), self._accelerator.autocast():
             losses = [self._validation_loss(number) for number in self._data.held_out]
-            loss = float(torch.stack(losses).mean())
-            if self.progress.best_loss is None or loss < self.progress.best_loss:
-                self.progress.best_loss, self.best = loss, self.weights()
-        return loss
+            return float(torch.stack(losses).mean())
+
+    def keep_if_best(self, loss: float | None, likeness: float | None) -> None:
+        """The weights of now, where none before were of more likeness, nor, while no likeness could
+        be told, of less loss."""
+        progress = self.progress
+        if likeness is not None:
+            better = progress.best_likeness is None or likeness > progress.best_likeness
+        elif progress.best_likeness is None and loss is not None:
+            better = progress.best_loss is None or loss < progress.best_loss
+        else:
+            better = False
+        if better:
+            progress.best_loss, progress.best_likeness = loss, likeness
+            with self.worn():
+                self.best = self.weights()
 
     def worn(self) -> AbstractContextManager[None]:
         """The model has the weights that would be its result within."""

@@ -262,9 +262,9 @@ CHECKED: dict[str, Any] = {
 CURVE: dict[str, Any] = {
     "steps": 800,
     "points": [
-        {"step": 1, "loss": 0.142, "lr": 0.0001, "validation_loss": None},
-        {"step": 10, "loss": 0.128, "lr": 0.0001, "validation_loss": None},
-        {"step": 800, "loss": 0.081, "lr": 0.0001, "validation_loss": 0.094},
+        {"step": 1, "loss": 0.142, "lr": 0.0001, "validation_loss": None, "likeness": None},
+        {"step": 10, "loss": 0.128, "lr": 0.0001, "validation_loss": None, "likeness": None},
+        {"step": 800, "loss": 0.081, "lr": 0.0001, "validation_loss": 0.094, "likeness": None},
     ],
 }
 LORA_NOT_FOUND: dict[str, Any] = {"detail": "There is no LoRA lora_01JGGZ1M5D0Q3V7X8K2R4T6W9Y."}

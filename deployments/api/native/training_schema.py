@@ -60,6 +60,9 @@ class CurvePointView(BaseModel):
     loss: float = Field(description="Smoothed, of training.")
     lr: float
     validation_loss: float | None = Field(description="Of pictures held out.")
+    likeness: float | None = Field(
+        description="Of a portrait: cosine of the faces that it drew with those of the photos."
+    )
 
 
 class CurveView(BaseModel):

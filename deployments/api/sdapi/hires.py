@@ -88,7 +88,10 @@ def hires_refusals(wanted: Wanted, body: Txt2ImgBody, settings: Settings) -> Ite
     if name and split_sampler(name)[0] not in WEBUI_SAMPLERS:
         yield "hr_sampler_name", f"one of {', '.join(WEBUI_SAMPLERS)}", name
     checkpoint = body.hr_checkpoint_name or _SAME_CHECKPOINT
-    if checkpoint != _SAME_CHECKPOINT and find_model(settings, checkpoint) != wanted.model:
+    if (
+        checkpoint != _SAME_CHECKPOINT
+        and find_model(settings, checkpoint, wanted.cards) != wanted.model
+    ):
         yield "hr_checkpoint_name", f"null or {wanted.model}, as in the first pass", checkpoint
     yield from _of_size(wanted, body, settings)
 

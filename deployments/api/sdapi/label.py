@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from deployments.api.sdapi.checkpoint import short_hash
+from deployments.api.sdapi.embedding import embedding_hashes
 from deployments.api.sdapi.hires import hires_body, hires_labels
 from deployments.api.sdapi.sampler import shown_schedule
 from deployments.api.sdapi.schema import Img2ImgBody
@@ -32,6 +34,7 @@ def labels_of(wanted: Wanted) -> dict[str, Any]:
         "CFG scale": wanted.given("cfg_scale"),
         "Seed": None,
         "Size": f"{width}x{height}",
+        "Model hash": short_hash(wanted.cards, wanted.model),
         "Model": wanted.model,
         "Variation seed": None,
         "Variation seed strength": wanted.given("subseed_strength") or None,
@@ -51,6 +54,10 @@ def labels_of(wanted: Wanted) -> dict[str, Any]:
     if isinstance(wanted.body, Img2ImgBody):
         multiplier = wanted.option("initial_noise_multiplier", "initial_noise_multiplier")
         labels["Noise multiplier"] = multiplier if multiplier != 1 else None
+    labels |= wanted.guides.labels or {}
+    labels["Lora hashes"] = None
+    prompts = (wanted.prompt, wanted.negative_prompt, *wanted.hires_prompts)
+    labels["TI hashes"] = embedding_hashes(wanted.cards.get(wanted.model), *prompts)
     labels["NGMS"] = wanted.option("s_min_uncond", "s_min_uncond") or None
     return labels | {"Version": VERSION}
 
@@ -112,7 +119,7 @@ def info_of(wanted: Wanted, task: Task, drawn: int, *, grid: bool) -> str:
             "restore_faces": bool(wanted.option("restore_faces", "face_restoration")),
             "face_restoration_model": None,
             "sd_model_name": wanted.model,
-            "sd_model_hash": None,
+            "sd_model_hash": short_hash(wanted.cards, wanted.model),
             "sd_vae_name": None,
             "sd_vae_hash": None,
             "seed_resize_from_w": wanted.given("seed_resize_from_w"),

@@ -7,8 +7,9 @@ from typing import Any
 from fastapi import APIRouter
 
 from deployments.api.route import OwnerDep, ServicesDep
-from deployments.api.sdapi import listing, sampler
-from deployments.api.sdapi.checkpoint import checkpoint_list
+from deployments.api.sdapi import listing, options, sampler
+from deployments.api.sdapi.checkpoint import checkpoint_list, read_cards
+from deployments.api.sdapi.embedding import embedding_list
 from deployments.api.sdapi.extras import upscaler_list
 from deployments.api.sdapi.route import SdapiRoute
 from deployments.api.sdapi.script import script_info, script_list
@@ -46,7 +47,7 @@ async def latent_upscale_modes() -> Items:
 
 @router.get("/sd-models")
 async def sd_models(services: ServicesDep) -> Items:
-    return checkpoint_list(services.settings)
+    return checkpoint_list(services.settings, await read_cards(services))
 
 
 @router.get("/sd-vae")
@@ -64,8 +65,11 @@ async def prompt_styles(services: ServicesDep) -> Items:
 
 
 @router.get("/embeddings")
-async def embeddings() -> dict[str, Any]:
-    return {"loaded": {}, "skipped": {}}
+async def embeddings(services: ServicesDep, owner: OwnerDep) -> dict[str, Any]:
+    """Those of the model among the caller's options."""
+    stored = await services.store.callers.options(owner)
+    model = options.effective(services.settings, stored)[options.CHECKPOINT]
+    return embedding_list((await read_cards(services)).get(model))
 
 
 @router.get("/loras")

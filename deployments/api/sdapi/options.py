@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from configs.settings import Settings
 from deployments.api.errors import shown
-from deployments.api.sdapi.checkpoint import find_model
+from deployments.api.sdapi.checkpoint import UNKNOWN, Cards, find_model, title
 from deployments.api.sdapi.coercion import Bool, Float, Str
 from pipelines.errors import InvalidRequest
 
@@ -76,7 +76,16 @@ def effective(settings: Settings, *layers: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-def checked(changes: Mapping[str, Any], settings: Settings, field: str) -> dict[str, Any]:
+def told(values: Mapping[str, Any], cards: Cards) -> dict[str, Any]:
+    """All options as a caller reads them: the checkpoint by its title, with its hash."""
+    model = values[CHECKPOINT]
+    known = cards[model].sha256 if model in cards else None
+    return dict(values) | {CHECKPOINT: title(cards, model), "sd_checkpoint_hash": known or ""}
+
+
+def checked(
+    changes: Mapping[str, Any], settings: Settings, field: str, cards: Cards = UNKNOWN
+) -> dict[str, Any]:
     """The changes as they are kept, without those of RESTRICTED. Raises InvalidRequest."""
     kept = {}
     for key, value in changes.items():
@@ -84,13 +93,14 @@ def checked(changes: Mapping[str, Any], settings: Settings, field: str) -> dict[
             continue
         if key not in catalogue() and key not in _FROM_SETTINGS:
             raise InvalidRequest(field, f"there is no option {shown(key)}")
-        kept[key] = _value(key, value, settings, field)
+        if key == CHECKPOINT:
+            kept[key] = _model(value, settings, field, cards)
+        else:
+            kept[key] = _value(key, value, field)
     return kept
 
 
-def _value(key: str, value: Any, settings: Settings, field: str) -> Any:
-    if key == CHECKPOINT:
-        return _model(value, settings, field)
+def _value(key: str, value: Any, field: str) -> Any:
     default = catalogue()[key]
     same = _SAME.get(key, (default,))
     value = _like(key, value, default, field)
@@ -122,9 +132,9 @@ def _like(key: str, value: Any, default: Any, field: str) -> Any:
     return int(read) if kind is int and read == int(read) else read
 
 
-def _model(value: Any, settings: Settings, field: str) -> str:
+def _model(value: Any, settings: Settings, field: str, cards: Cards) -> str:
     if value is None or value == "":
         return settings.default_model
-    if found := find_model(settings, str(value)):
+    if found := find_model(settings, str(value), cards):
         return found
     raise InvalidRequest(field, f"model {shown(value)} not found")

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Body, Query, Request
 from deployments.api.route import BlockingDep, OwnerDep, ServicesDep
 from deployments.api.sdapi import examples, job, options
 from deployments.api.sdapi.answer import answer_of
+from deployments.api.sdapi.checkpoint import read_cards
 from deployments.api.sdapi.error import Refused
 from deployments.api.sdapi.extras import ExtraBatchBody, ExtraSingleBody, enlarged
 from deployments.api.sdapi.metadata import InterrogateBody, PngInfoBody, info_of_picture
@@ -59,7 +60,7 @@ async def _drawn(
     body: GenerationBody, request: Request, services: Services, owner: str, calls: BlockingDep
 ) -> dict[str, Any]:
     stored = await services.store.callers.options(owner)
-    wanted = wanted_of(body, stored, services.settings)
+    wanted = wanted_of(body, stored, services.settings, await read_cards(services))
     task = await calls.run(request, await submission_of(wanted, services), owner)
     return await answer_of(wanted, task, services)
 
@@ -120,7 +121,8 @@ async def skip(jobs: JobsDep, id_task: IdTask = None) -> None:
 @router.get("/options", include_in_schema=False)
 async def get_options(services: ServicesDep, owner: OwnerDep) -> dict[str, Any]:
     """The caller's own."""
-    return options.effective(services.settings, await services.store.callers.options(owner))
+    values = options.effective(services.settings, await services.store.callers.options(owner))
+    return options.told(values, await read_cards(services))
 
 
 @router.post("/options", include_in_schema=False)
@@ -128,7 +130,7 @@ async def set_options(
     body: Annotated[dict[str, Any], Body()], services: ServicesDep, owner: OwnerDep
 ) -> None:
     """Kept for this caller's later requests; nothing is loaded or unloaded."""
-    changes = options.checked(body, services.settings, "options")
+    changes = options.checked(body, services.settings, "options", await read_cards(services))
     await services.store.callers.set_options(owner, changes)
 
 

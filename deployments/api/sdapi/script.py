@@ -9,8 +9,9 @@ from deployments.api.errors import shown
 from deployments.api.sdapi.error import Refused
 from deployments.api.sdapi.schema import GenerationBody
 
-ALWAYS_ON = ("comments",)
-"""Always there; none takes arguments."""
+CONTROLNET = "controlnet"
+ALWAYS_ON = ("comments", CONTROLNET)
+"""Always there."""
 SELECTABLE: tuple[str, ...] = ()
 
 

@@ -92,7 +92,7 @@ def _fields(wanted: Wanted) -> dict[str, Any]:
         "lora": loras or None,
         "tiling": wanted.option("tiling", "tiling"),
         "webui": _webui(wanted),
-    }
+    } | wanted.guides.fields()
 
 
 def _webui(wanted: Wanted) -> dict[str, Any]:

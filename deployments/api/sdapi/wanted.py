@@ -11,6 +11,8 @@ from pydantic import ValidationError
 
 from configs.settings import Settings
 from deployments.api.sdapi import infotext, options
+from deployments.api.sdapi.checkpoint import UNKNOWN, Cards
+from deployments.api.sdapi.controlnet import Guides, guides_of
 from deployments.api.sdapi.schema import GenerationBody, Txt2ImgBody
 from deployments.api.sdapi.script import check_scripts
 from deployments.api.sdapi.style import read_styles, styled
@@ -38,6 +40,8 @@ class Wanted:
     sampler: str
     schedule: str
     """Its label; Automatic stands for the sampler's own."""
+    guides: Guides
+    cards: Cards
 
     @property
     def model(self) -> str:
@@ -124,9 +128,9 @@ class Wanted:
 
 
 def _entry(tag: LoraTag) -> LoraEntry:
-    if tag.rank is not None:
-        raise InvalidRequest("prompt", "dyn of a LoRA in prompt cannot be honoured: leave it out")
-    return LoraEntry(name=tag.name, weight=tag.weight, text_encoder_weight=tag.text_weight)
+    return LoraEntry(
+        name=tag.name, weight=tag.weight, text_encoder_weight=tag.text_weight, rank=tag.rank
+    )
 
 
 _TAKE_ETA = frozenset(
@@ -135,14 +139,16 @@ _TAKE_ETA = frozenset(
 )
 
 
-def wanted_of(body: T, stored: Mapping[str, Any], settings: Settings) -> Wanted:
+def wanted_of(
+    body: T, stored: Mapping[str, Any], settings: Settings, cards: Cards = UNKNOWN
+) -> Wanted:
     """What a request means beside its caller's stored options.
 
     Raises InvalidRequest, Refused, and RequestValidationError for infotext that does not fit.
     """
     body, said = _with_infotext(body)
     overrides = said | (body.override_settings or {})
-    over = options.checked(overrides, settings, "override_settings")
+    over = options.checked(overrides, settings, "override_settings", cards)
     values = options.effective(settings, stored, over)
     check_scripts(body)
     known = read_styles(settings.styles_file)
@@ -153,7 +159,10 @@ def wanted_of(body: T, stored: Mapping[str, Any], settings: Settings) -> Wanted:
     texts = dict(zip(("hr_prompt", "hr_negative_prompt"), hires_prompts, strict=True))
     check_lengths(settings.limits, prompt=prompt, negative_prompt=negative, **texts)
     sampler, schedule = resolve_sampler(body.sampler_name or body.sampler_index, body.scheduler)
-    return Wanted(body, values, prompt, negative, hires_prompts, sampler, schedule)
+    preset = settings.models[values[options.CHECKPOINT]]
+    hires = isinstance(body, Txt2ImgBody) and bool(body.enable_hr)
+    guides = guides_of(body, preset, hires=hires)
+    return Wanted(body, values, prompt, negative, hires_prompts, sampler, schedule, guides, cards)
 
 
 def _hires_prompts(body: GenerationBody, prompts: tuple[str, str]) -> tuple[str, str]:

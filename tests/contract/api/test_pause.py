@@ -78,7 +78,7 @@ async def test_the_loss_so_far_is_that_of_the_newest_attempt_and_the_newest_step
     job = await claimed(api)
     told = Progress(step=7, steps=9, loss=0.25, lr=1e-4)
     await api.services.store.renew([Beat(job.claim, told)])
-    newest = {"step": 7, "loss": 0.25, "lr": 1e-4, "validation_loss": None}
+    newest = {"step": 7, "loss": 0.25, "lr": 1e-4, "validation_loss": None, "likeness": None}
     assert (await api.http.get(url)).json() == {"steps": 9, "points": [newest]}
     for fence, steps in ((1, (1, 2, 3)), (2, ())):
         points = tuple(CurvePoint(step=i, loss=1 / i, lr=1e-4) for i in steps)

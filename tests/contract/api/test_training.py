@@ -180,6 +180,20 @@ async def test_a_bad_job_is_refused_and_its_field_named(api, png, data_url, give
     assert (await api.services.store.depth(LORA_QUEUE)).queued == 0
 
 
+async def test_a_portrait_s_unfit_photos_are_left_to_its_attempt_while_two_can_be_read(
+    api, png, tmp_path
+):
+    files = [("a.png", png()), ("b.png", b"nonsense"), ("c.png", png(size=(80, 64)))]
+    words = {"kind": "portrait", "trigger": "zorblax"}
+    answer = await training(api, *files, **words)
+    assert answer.status_code == 202, answer.text
+    found = await archived(api, answer.json()["task_id"], tmp_path)
+    assert [each.name for each in found] == ["a.png", "b.png", "c.png"]
+    answer = await training(api, *files[:2], name="pen", **words)
+    assert answer.status_code == 422, answer.text
+    assert "1 of 2 pictures are refused: b.png is not a picture" in message(answer)
+
+
 async def test_a_bad_form_is_refused_and_its_field_named(open_api, png):
     api = await open_api(training={"max_picture_bytes": 2000, "max_bytes": 4000, "max_pictures": 3})
     good = ("a.png", png())

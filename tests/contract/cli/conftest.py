@@ -31,6 +31,8 @@ class ScriptedServer(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
         self.key: str | None = None
         self.end = "completed"
+        self.reason = "the model broke"
+        """Of failed ones."""
         self.refusal: tuple[int, Any] | None = None
         """Status and detail that a submit is answered with."""
         self.lost_answers = 0
@@ -54,7 +56,7 @@ class ScriptedServer(ThreadingHTTPServer):
             "status": task["status"],
             "result_url": urls[0] if done and len(urls) == 1 else None,
             "result_urls": urls if done and len(urls) > 1 else None,
-            "error_message": "the model broke" if task["status"] == "failed" else None,
+            "error_message": self.reason if task["status"] == "failed" else None,
             "created_at": "2026-01-01T12:00:00",
             "updated_at": "2026-01-01T12:00:01",
             "prompt": task["prompt"],

@@ -106,6 +106,24 @@ def test_a_training_that_does_not_end_well_is_a_fault(
     assert run("train", folder, "--name", "me").exit_code == code
 
 
+def test_verdicts_on_photos_that_cannot_be_trained_on_are_a_line_each(
+    run: Run, server: Any, folder: Path
+) -> None:
+    server.end = "failed"
+    server.reason = (
+        "pictures: photo check: 1 of 2 photos can be trained on, at least 2 must be:\n"
+        "b.jpg: Number of face is not 1. (3 found)\na.jpg: success"
+    )
+    result = run("train", folder, "--name", "me", "--kind", "portrait", "--trigger", "zorblax")
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-3:] == [
+        f"error: task {next(iter(server.tasks))} failed: pictures: photo check: 1 of 2 photos can "
+        "be trained on, at least 2 must be:",
+        "  b.jpg: Number of face is not 1. (3 found)",
+        "  a.jpg: success",
+    ]
+
+
 def test_ctrl_c_cancels_the_training(server: Any, folder: Path) -> None:
     server.held.clear()
     command = [sys.executable, "-m", "deployments.cli", "train", str(folder), "--name", "me"]

@@ -1,0 +1,1 @@
+"""Textual inversion: words that stand for learned vectors in front of the text encoders."""
