@@ -13,7 +13,7 @@ from configs.settings import LimitSettings
 from deployments.api.pai.error import Refused, Row
 from deployments.api.pai.schema import Body
 from deployments.api.pai.submission import base_model
-from deployments.api.photos import SentPictures
+from deployments.api.photos import SentPhotos
 from deployments.api.services import Services, Submission
 from deployments.fetch import UrlPolicy
 from deployments.tasks.image import ImageFields
@@ -43,7 +43,7 @@ class Pictures:
     def __init__(self, services: Services) -> None:
         limits = services.settings.portraits
         self._services = services
-        self._sent = SentPictures(
+        self._sent = SentPhotos(
             UrlPolicy(limits.allowed_private_hosts),
             max_bytes=limits.max_photo_bytes,
             max_total_bytes=limits.max_bytes,

@@ -14,7 +14,7 @@ from deployments.api.pai.answer import check_view
 from deployments.api.pai.error import Refused, Row
 from deployments.api.pai.schema import Body
 from deployments.api.pai.submission import base_model
-from deployments.api.photos import SentPictures
+from deployments.api.photos import SentPhotos
 from deployments.api.services import Services
 from deployments.api.training import NewTraining
 from deployments.fetch import UrlPolicy
@@ -47,7 +47,7 @@ class PhotoTrainings:
     def __init__(self, services: Services) -> None:
         limits = services.settings.training
         self._services = services
-        self._sent = SentPictures(
+        self._sent = SentPhotos(
             UrlPolicy(limits.allowed_private_hosts),
             max_bytes=limits.max_picture_bytes,
             max_total_bytes=limits.max_bytes,
