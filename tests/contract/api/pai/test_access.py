@@ -5,6 +5,8 @@ import time
 
 import pytest
 
+from configs.settings import Settings
+from deployments.api.app import create_app
 from tests.contract.api.pai.conftest import Caller, told
 
 CHECK = "/api/v1/aigc_images/check"
@@ -32,6 +34,20 @@ async def test_every_route_asks_for_an_app_id_and_its_signature(pai, method, pat
 
 async def test_without_accounts_nobody_is_known(api):
     assert told(await api.http.post(CHECK, json={})) == UNKNOWN_APP
+
+
+@pytest.mark.parametrize(
+    ("pai", "message"),
+    [
+        ({"xl_model": "sdxl"}, "pai.xl_model is sdxl, which is none of models: embedded"),
+        ({"training": {"stepz": 8}}, "stepz"),
+        ({"training": {"steps": 0}}, "steps"),
+    ],
+    ids=["a model", "a field", "a value"],
+)
+def test_settings_that_no_training_could_follow_are_refused_at_the_start(pai, message):
+    with pytest.raises(ValueError, match=message):
+        create_app(Settings(pai=pai))
 
 
 async def test_an_api_key_opens_nothing_here_and_a_signature_nothing_elsewhere(open_api):
