@@ -69,6 +69,18 @@ class BlockingCalls:
         with await self.create(new, owner) as call:
             return await call.ended(request)
 
+    async def attended(self, request: Request, work: Coroutine[Any, Any, T]) -> T:
+        """What `work` comes to, which may wait for tasks for long. Raises CallerGone when the
+        connection is closed first, TimeoutError.
+        """
+        request.state.deadline.reschedule(asyncio.get_running_loop().time() + MAX_CALL_S)
+        return await while_connected(request, work)
+
+    async def outcome(self, new: Submission, owner: str) -> Task:
+        """The ended task of attended work. Raises as `create`, StoreUnavailable, TaskNotFound."""
+        with await self.create(new, owner) as call:
+            return await call.finished()
+
     async def create(self, new: Submission, owner: str) -> BlockingCall:
         """A task to wait for: enter the call, so that leaving it counts. Raises TooManyStreams and
         as `Services.generate`.
@@ -143,8 +155,7 @@ class BlockingCall:
         """The ended task. Raises CallerGone when the connection is closed first, TimeoutError,
         StoreUnavailable, TaskNotFound.
         """
-        request.state.deadline.reschedule(asyncio.get_running_loop().time() + MAX_CALL_S)
-        return await while_connected(request, self._ended())
+        return await self._calls.attended(request, self.finished())
 
     async def happened(self, block_s: float) -> list[Event]:
         """What is new of the task, waiting for it up to `block_s`; `task` is as new.
@@ -162,7 +173,8 @@ class BlockingCall:
             self.task = await _patiently(lambda: services.task(self.task.id, self.owner))
         return events
 
-    async def _ended(self) -> Task:
+    async def finished(self) -> Task:
+        """As `ended`, whether or not its caller stays. Raises StoreUnavailable, TaskNotFound."""
         services = self._calls.services
         while self.task.status not in TERMINAL:
             self.task = await _patiently(lambda: services.wait(self.task, self.owner, _ROUND_S))

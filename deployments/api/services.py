@@ -36,7 +36,7 @@ from deployments.tasks.model import TERMINAL, Event, Kind, NewTask, Position, St
 from deployments.tasks.portrait import portrait_prefix
 from deployments.tasks.store import MAX_PAGE, TaskStore
 from deployments.tasks.training import Curve, training_prefix
-from deployments.tasks.webui import Metadata
+from deployments.tasks.webui import NOBODY, Caller
 from pipelines.errors import InvalidRequest
 from pipelines.portrait.photo import PhotoCheck
 
@@ -66,10 +66,7 @@ class Submission:
     delay_s: float = 0.0
     callback_url: str | None = None
     idempotency_key: str | None = None
-    metadata: Metadata | None = None
-    """What the pictures' metadata tell, in a dialect's words."""
-    client_id: str | None = None
-    """What the caller calls it."""
+    caller: Caller = NOBODY
 
     def fingerprint(self, pictures: Mapping[str, str]) -> str:
         """Equal for equal requests: tells a repeated one from another one under the same key.
@@ -157,7 +154,7 @@ class Services:
         task_id, wanted = str(uuid.uuid4()), new.fields.named_loras(self.settings.limits)
         registry = self.loras.registry
         order = order.wearing(await registry.order(wanted, owner=owner, task_id=task_id))
-        order = order.named(new.metadata, new.client_id)
+        order = order.named(new.caller)
         sent = {"init_image": init, "mask_image": mask}
         pictures = {field: picture for field, picture in sent.items() if picture is not None}
         for picture in (*pictures.values(), *guides):

@@ -42,6 +42,11 @@ class CallerStore:
             key = self._key(f"hurry:{task_id}")
             await self._commands.set(key, 1, px=int(HURRY_TTL_S * 1000))
 
+    async def hurried(self, task_id: str) -> bool:
+        """Whether `hurry` was asked for within HURRY_TTL_S."""
+        async with store_errors():
+            return bool(await self._commands.exists(self._key(f"hurry:{task_id}")))
+
     async def task_id(self, owner: str, idempotency_key: str) -> str | None:
         """The task that was made with the key."""
         name = f"idem:{digest(owner, idempotency_key)}"

@@ -27,7 +27,7 @@ from deployments.tasks.limit import (
     given_or,
 )
 from deployments.tasks.lora import LoraEntry, NamedLora, OrderedLora, named_loras, without_tags
-from deployments.tasks.webui import Metadata, WebuiFields
+from deployments.tasks.webui import Caller, Metadata, WebuiFields
 from pipelines.canvas import BLANK, Canvas, MaskedContent, Placement, ResizeMode
 from pipelines.engine.request import ControlUse, ImageRequest, IPAdapterUse, LoraUse
 from pipelines.errors import InvalidRequest
@@ -67,9 +67,8 @@ def output_key(task_id: str, fence: int, name: str) -> str:
 
 
 class ImageFields(BaseModel):
-    """What a caller may say about the pictures; null means the default.
-
-    Bounds that a deployer sets are checked by `resolve`, the rest here.
+    """What a caller may say about the pictures; null means the default. Bounds that a deployer sets
+    are checked by `resolve`, the rest here.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -297,14 +296,15 @@ class ImageOrder(GuidedOrder):
     model: str
     metadata: Metadata | None = None
     client_id: str | None = Field(None, description="What its caller calls it.")
+    client_span: tuple[float, float] = Field((0.0, 1.0), description="Its share of the call.")
 
     def wearing(self, loras: tuple[OrderedLora, ...]) -> ImageOrder:
         """With these, which are `ImageFields.named_loras` looked up."""
         return self.model_copy(update={"loras": loras})
 
-    def named(self, metadata: Metadata | None, client_id: str | None) -> ImageOrder:
+    def named(self, by: Caller) -> ImageOrder:
         """With what a dialect's caller calls it and wants to read of it."""
-        return self.model_copy(update={"metadata": metadata, "client_id": client_id})
+        return self.model_copy(update=by._asdict())
 
     def seeds(self, index: int) -> dict[str, int]:
         """Of picture `index`, by their labels in metadata."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import Field, field_validator
 
@@ -42,6 +42,9 @@ class WebuiFields(Frozen):
     eta_noise_seed_delta: Whole = Field(0, ge=-(2**31), le=2**31)
     noise_multiplier: Real = Field(1.0, ge=0)
     exact_steps: bool = False
+    steps_before: Whole = Field(
+        0, ge=0, le=1000, description="Of an earlier pass: prompts that change count them."
+    )
     hires: HiresFields | None = Field(None, description="A second pass; text-to-image only.")
 
     @field_validator("seed_resize")
@@ -91,3 +94,18 @@ class Metadata(Frozen):
         """All of it, with these labels' values and the hashes of what is worn."""
         labels = self.labels | seeds | {"Lora hashes": lora_hashes(loras)}
         return write(self.prompt, self.negative_prompt, labels)
+
+
+class Caller(NamedTuple):
+    """What a dialect's caller knows of an order, beside what it draws."""
+
+    metadata: Metadata | None = None
+    """What the pictures' metadata tell."""
+    client_id: str | None = None
+    """What the caller calls it."""
+    client_span: tuple[float, float] = (0.0, 1.0)
+    """From and to which share of what the caller waits for."""
+
+
+NOBODY = Caller()
+"""Where no dialect has words of its own."""

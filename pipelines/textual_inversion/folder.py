@@ -55,13 +55,13 @@ class Embeddings:
             each.sort(key=lambda found: -len(found[0]))
         return cls(loaded, skipped, places, names)
 
-    def replaced(self, ids: Sequence[int]) -> list[int]:
+    def replaced(self, ids: list[int]) -> list[int]:
         """A text's tokens with the ids of vectors in the places of names; the longest name wins."""
         found: list[int] = []
         at = 0
         while at < len(ids):
             for name, first in self._names.get(ids[at], ()):
-                if list(ids[at : at + len(name)]) == name:
+                if ids[at : at + len(name)] == name:
                     found += range(first, first + self._places[first - FIRST][0].length)
                     at += len(name)
                     break

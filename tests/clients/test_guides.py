@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import dataclasses
+import hashlib
 import io
 import time
 from pathlib import Path
@@ -13,7 +15,9 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 from webuiapi import ControlNetUnit, WebUIApi
 
 from configs.settings import Settings
@@ -23,11 +27,20 @@ from deployments.local import local_redis_url
 from pipelines.control.preprocessor import guide
 from pipelines.engine.request import ControlUse, ImageRequest, IPAdapterUse
 from pipelines.engine.worker import EngineWorker
+from pipelines.textual_inversion.folder import EmbeddingFolder
 from tests.clients import conftest as application
 from tests.unit.pipelines import guides
 
 FIELDS = {"prompt": "a cat", "width": 64, "height": 64, "num_inference_steps": 3, "seed": 5}
 EULER = {"scheduler": "EulerDiscreteScheduler", "guidance_scale": 6.0}
+WEBUI_WAY = {
+    "scheduler": "Euler a",
+    "schedule": "Automatic",
+    "eta": 1.0,
+    "prompt_editing": True,
+    "prompt_weighting": True,
+    "long_prompt": True,
+}
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +57,18 @@ def adapter(sd, tmp_path_factory) -> tuple[Path, Path]:
 
 
 @pytest.fixture(scope="module")
-def drawn(sd, net, adapter, tmp_path_factory):
+def words(sd, tmp_path_factory) -> Path:
+    """A folder of one embedding that fits and one that does not."""
+    folder = tmp_path_factory.mktemp("words")
+    width = sd.text_encoders[0].config.hidden_size
+    torch.manual_seed(8)
+    save_file({"emb_params": torch.randn(2, width)}, folder / "zebra.safetensors")
+    torch.save({"*": torch.randn(width + 1)}, folder / "large.pt")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def drawn(sd, net, adapter, words, tmp_path_factory):
     """The application with a Generator of a tiny model that has one of each."""
     source, encoder = map(str, adapter)
     preset = {
@@ -53,7 +77,10 @@ def drawn(sd, net, adapter, tmp_path_factory):
         "max_rows": 4,
         "controlnets": {"lines": str(net)},
         "ip_adapters": {"style": {"source": source, "image_encoder": encoder}},
+        "embeddings": words,
     }
+    folder = EmbeddingFolder(words, [sd.text_encoders[0].config.hidden_size], sd.tokenizers[0])
+    parts = dataclasses.replace(sd, embeddings=folder)
     settings = Settings(
         data_dir=tmp_path_factory.mktemp("guided"),
         http={"port": free_port()},
@@ -64,7 +91,7 @@ def drawn(sd, net, adapter, tmp_path_factory):
 
     async def generate() -> None:
         redis_url = local_redis_url(settings.data_dir)
-        generator = Generator(settings, "tiny", redis_url=redis_url, components=sd)
+        generator = Generator(settings, "tiny", redis_url=redis_url, components=parts)
         try:
             await asyncio.Event().wait()
         finally:
@@ -163,15 +190,7 @@ def test_units_of_the_package_draw_as_the_native_field_does(webui, engine, net, 
         prompt="a cat", width=64, height=64, steps=3, seed=5, cfg_scale=6, controlnet_units=[unit]
     )
     edges = guide(photo, (64, 64), preprocessor="canny", resize_mode="fill", parameters=(64, 64))
-    webui_way = {
-        "scheduler": "Euler a",
-        "schedule": "Automatic",
-        "eta": 1.0,
-        "prompt_editing": True,
-        "prompt_weighting": True,
-        "long_prompt": True,
-    }
-    expected = engine(controls=(ControlUse(net, edges),), **webui_way)
+    expected = engine(controls=(ControlUse(net, edges),), **WEBUI_WAY)
     assert np.array_equal(np.asarray(result.image), expected)
     assert "ControlNet 0: " in result.info["infotexts"][0]
     assert "Module: canny, Model: lines, Weight: 1.0" in result.info["infotexts"][0]
@@ -252,3 +271,23 @@ def test_a_unit_that_cannot_be_honoured_is_refused_by_name(webui, photo, changes
     with pytest.raises(RuntimeError, match="422") as error:
         webui.txt2img(prompt="a cat", controlnet_units=[ControlNetUnit(**given)])
     assert told in str(error.value)
+
+
+def test_an_embedding_is_listed_drawn_with_and_told_of(webui, words):
+    asked = {"width": 64, "height": 64, "steps": 2, "seed": 5, "alwayson_scripts": {}}
+    ends_at = time.monotonic() + 60
+    while not (listed := webui.get_embeddings())["loaded"]:
+        assert time.monotonic() < ends_at
+        time.sleep(0.1)
+    assert listed["loaded"]["zebra"]["vectors"] == 2
+    assert "wide" in listed["skipped"]["large"]["reason"]
+    named = webui.txt2img(prompt="a zebra", **asked)
+    digits = hashlib.sha256((words / "zebra.safetensors").read_bytes()).hexdigest()
+    assert f'TI hashes: "zebra: {digits[:12]}"' in named.info["infotexts"][0]
+    plain = webui.txt2img(prompt="a zebro", **asked)
+    assert "TI hashes" not in plain.info["infotexts"][0]
+    assert not np.array_equal(np.asarray(named.image), np.asarray(plain.image))
+    negative = webui.txt2img(prompt="a cat", negative_prompt="zebra", **asked)
+    other = webui.txt2img(prompt="a cat", negative_prompt="okapi", **asked)
+    assert "TI hashes" in negative.info["infotexts"][0]
+    assert not np.array_equal(np.asarray(negative.image), np.asarray(other.image))

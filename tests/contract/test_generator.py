@@ -1,6 +1,7 @@
 """A Generator with a tiny model, on a real task store and a real folder."""
 
 import asyncio
+import base64
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -21,8 +22,10 @@ from deployments.tasks.model import Claimed, Status, Task
 from deployments.tasks.store import TaskStore
 from pipelines.components import Components
 from pipelines.diffusion import Diffusion
-from pipelines.images import decode_image
+from pipelines.errors import InvalidRequest
+from pipelines.images import decode_image, encode_image
 from tests.unit.pipelines import conftest as checkpoints
+from tests.unit.pipelines import guides
 
 Submit = Callable[..., Awaitable[Task]]
 sd_folder, sd = checkpoints.sd_folder, checkpoints.sd
@@ -102,6 +105,31 @@ async def test_a_task_becomes_pictures_and_a_call_joins_in(
     assert await objects.get(done.outputs[0].key) != b""
     assert called.seeds == [5]
     await generator.check_health()
+
+
+async def test_a_call_with_a_controlnet_draws_with_it_and_calls_it_by_its_name(
+    start: Callable[..., Generator], sd: Components, tmp_path: Path
+) -> None:
+    net = guides.save_control(sd, tmp_path / "net", seed=3)
+    generator = start(controlnets={"lines": str(net), "gone": str(tmp_path / "nothing")})
+    asked = {"prompt": "a cat", "width": 64, "height": 64, "num_inference_steps": 2, "seed": 5}
+    stripe = np.zeros((64, 64, 3), np.uint8)
+    stripe[:, 24:40] = 255
+    image = base64.b64encode(encode_image(stripe, "png")[0]).decode()
+    entry = {"name": "lines", "image": image}
+    plain = await generator.generate(asked)
+    guided = await generator.generate(asked | {"controlnet": [entry]})
+    off = await generator.generate(asked | {"controlnet": [entry | {"weight": 0}]})
+    pictures = [
+        np.asarray(decode_image(one.images[0], max_pixels=10**6)) for one in (plain, guided, off)
+    ]
+    assert not np.array_equal(pictures[0], pictures[1])
+    assert np.array_equal(pictures[0], pictures[2])
+    with pytest.raises(InvalidRequest, match=r"gone cannot be loaded: .*no such file"):
+        await generator.generate(asked | {"controlnet": [entry | {"name": "gone"}]})
+    (net / "diffusion_pytorch_model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(InvalidRequest, match=r"^lines.*not a whole safetensors file"):
+        await generator.generate(asked | {"controlnet": [entry]})
 
 
 async def test_an_object_store_that_was_away_costs_a_picture_no_attempt(

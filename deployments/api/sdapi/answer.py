@@ -1,4 +1,4 @@
-"""The answer of txt2img and img2img: the pictures of the ended task, and what is told of them."""
+"""The answer of txt2img and img2img: the pictures, and what is told of them."""
 
 from __future__ import annotations
 
@@ -6,51 +6,59 @@ import asyncio
 import base64
 import io
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from PIL import Image
 
-from deployments.api.blocking import succeeded
-from deployments.api.sdapi.label import info_of
+from deployments.api.sdapi.drawing import Drawn
+from deployments.api.sdapi.info import info_of
+from deployments.api.sdapi.picture import png_file
 from deployments.api.sdapi.schema import Img2ImgBody
 from deployments.api.sdapi.wanted import Wanted
 from deployments.api.services import Services
-from deployments.tasks.model import Status, Task
+from pipelines.contact_sheet import contact_sheet
 
 OPTION_GRID = "return_grid"
 
 
-async def answer_of(wanted: Wanted, task: Task, services: Services) -> dict[str, Any]:
-    """Raises TaskFailed, InvalidRequest for what only the model could refuse, StorageUnavailable,
-    ObjectNotFound. A task that was canceled has no pictures.
-    """
-    if task.status is not Status.CANCELED:
-        succeeded(task)
-    files = [await services.objects.get(output.key) for output in task.outputs]
-    drawn = list(files)
-    gridded = len(drawn) > 1 and bool(wanted.given("save_images") and wanted.options[OPTION_GRID])
-    if gridded:
-        files.insert(0, await services.decode(lambda: grid_of(drawn)))
-    images = await asyncio.to_thread(_encoded, files) if wanted.given("send_images") else []
+@dataclass(frozen=True)
+class Answer:
+    wanted: Wanted
+    """What the call asked for."""
+    pictures: list[Drawn]
+    grids: list[Drawn] = field(default_factory=list)
+    """Sheets of them, which come first."""
+
+
+async def with_grid(wanted: Wanted, drawn: list[Drawn], services: Services) -> Answer:
+    """With a sheet of all of them, where the request or an option asks for one."""
+    files = [one.file for one in drawn if one.file is not None]
+    if len(files) < 2 or not (wanted.given("save_images") and wanted.options[OPTION_GRID]):
+        return Answer(wanted, drawn)
+    sheet = await services.decode(lambda: png_file(grid_of(files), drawn[0].text))
+    return Answer(wanted, drawn, [replace(drawn[0], file=sheet)])
+
+
+async def told(answer: Answer) -> dict[str, Any]:
+    """As the call answers."""
+    shown = [*answer.grids, *answer.pictures]
+    files = [one.file for one in shown if one.file is not None]
+    images = await asyncio.to_thread(_encoded, files) if answer.wanted.given("send_images") else []
     return {
         "images": images,
-        "parameters": _echo(wanted),
-        "info": info_of(wanted, task, len(drawn), grid=gridded),
+        "parameters": _echo(answer.wanted),
+        "info": info_of(answer.wanted, answer.pictures, answer.grids),
     }
 
 
-def grid_of(files: list[bytes]) -> bytes:
-    """All of them in one PNG, in about as many rows as columns; equal sizes."""
-    pictures = [Image.open(io.BytesIO(data)) for data in files]
-    rows = round(math.sqrt(len(pictures)))
-    columns = math.ceil(len(pictures) / rows)
-    width, height = pictures[0].size
-    grid = Image.new("RGB", (columns * width, rows * height), "black")
-    for index, picture in enumerate(pictures):
-        grid.paste(picture, (index % columns * width, index // columns * height))
-    buffer = io.BytesIO()
-    grid.save(buffer, "PNG")
-    return buffer.getvalue()
+def grid_of(files: Sequence[bytes]) -> Image.Image:
+    """All of them on one sheet, in about as many rows as columns."""
+    rows = round(math.sqrt(len(files)))
+    return contact_sheet(
+        [Image.open(io.BytesIO(data)) for data in files], math.ceil(len(files) / rows)
+    )
 
 
 def _encoded(files: list[bytes]) -> list[str]:
@@ -61,5 +69,5 @@ def _echo(wanted: Wanted) -> dict[str, Any]:
     body = wanted.body
     echo = body.model_dump()
     if isinstance(body, Img2ImgBody) and not body.include_init_images:
-        echo |= {"init_images": None, "mask": None}
+        echo |= {"init_images": None, "mask": None, "latent_mask": None}
     return echo

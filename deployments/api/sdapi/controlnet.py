@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Final, TypeVar
 
@@ -14,7 +14,6 @@ from deployments.api.errors import shown
 from deployments.api.sdapi.coercion import Bool, Float, Int, Str
 from deployments.api.sdapi.error import Refused
 from deployments.api.sdapi.schema import GenerationBody
-from deployments.api.sdapi.script import CONTROLNET
 from deployments.tasks.guide import ControlEntry, ImagePromptEntry
 from pipelines.control.preprocessor import (
     DEFAULT_RESOLUTION,
@@ -24,6 +23,7 @@ from pipelines.control.preprocessor import (
     PREPROCESSORS,
 )
 
+CONTROLNET: Final = "controlnet"
 BALANCED: Final = "Balanced"
 MAX_UNITS: Final = 10
 _HIGH_RES: Final = "High res only"
@@ -107,6 +107,15 @@ class Guides:
     ip_adapter: tuple[ImagePromptEntry, ...] = ()
     labels: Mapping[str, str] | None = None
     """Of infotext."""
+
+    @property
+    def any(self) -> bool:
+        return bool(self.controlnet or self.ip_adapter)
+
+    @property
+    def later(self) -> Guides:
+        """Those of a second pass."""
+        return replace(self, controlnet=tuple(one for one in self.controlnet if one.hires))
 
     def fields(self) -> dict[str, Any]:
         return {"controlnet": self.controlnet or None, "ip_adapter": self.ip_adapter or None}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-import io
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from PIL import Image
@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from deployments.api.errors import shown
 from deployments.api.sdapi.coercion import Bool, Float, Int, Str
-from deployments.api.sdapi.picture import sent_bytes
+from deployments.api.sdapi.picture import png_file, sent_files
 from deployments.api.services import Services
 from pipelines.errors import InvalidRequest
 from pipelines.images import decode_image
@@ -71,11 +71,7 @@ async def enlarged(
 ) -> tuple[list[str], str]:
     """The pictures as base64 PNG files, and what is told of them. Raises InvalidRequest."""
     _check_supported(body)
-    left, files = (most := services.settings.http.max_body_bytes), list[bytes]()
-    for text in sent:  # addresses may name far more than a body can hold
-        files.append(await sent_bytes(text, field, services))
-        if (left := left - len(files[-1])) < 0:
-            raise InvalidRequest(field, f"{field} must be at most {most} bytes in all, given more")
+    files = await sent_files(sent, field, services)
     pixels = services.settings.limits.max_input_pixels
     images = await services.decode(lambda: _enlarge_all(body, files, field, pixels))
     return images, f"<p>Upscaler: {body.upscaler_1}, scale: {body.upscaling_resize:g}</p>"
@@ -93,7 +89,9 @@ def _check_supported(body: ExtrasBody) -> None:
             )
 
 
-def _enlarge_all(body: ExtrasBody, files: list[bytes], field: str, max_pixels: int) -> list[str]:
+def _enlarge_all(
+    body: ExtrasBody, files: Sequence[bytes], field: str, max_pixels: int
+) -> list[str]:
     left, found = MAX_TIMES_PIXELS * max_pixels, []
     for data in files:
         image = decode_image(data, field=field, max_pixels=max_pixels)
@@ -107,7 +105,7 @@ def _enlarge_all(body: ExtrasBody, files: list[bytes], field: str, max_pixels: i
                 f"the result may have at most {max_pixels} pixels, and those of one call "
                 f"{MAX_TIMES_PIXELS} times as many, given {width} x {height}",
             )
-        found.append(_as_base64(_enlarge(body, image)))
+        found.append(base64.b64encode(png_file(_enlarge(body, image))).decode())
     return found
 
 
@@ -119,12 +117,6 @@ def _enlarge(body: ExtrasBody, image: Image.Image) -> Image.Image:
     if body.upscaler_2 == NO_UPSCALER or not share:
         return first
     return Image.blend(first, body.target.apply(image, UPSCALERS[body.upscaler_2]), share)
-
-
-def _as_base64(image: Image.Image) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def upscaler_list() -> list[dict[str, Any]]:

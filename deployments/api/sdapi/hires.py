@@ -12,7 +12,7 @@ from deployments.api.sdapi.wanted import Refusal, Wanted
 from deployments.tasks.hires import HIRES_UPSCALERS
 from deployments.tasks.limit import MIN_SIDE_PX, SIDE_STEP_PX
 from pipelines.webui.sampler import WEBUI_SAMPLERS, resolve_sampler, split_sampler
-from pipelines.webui.upscale import LATENT, hires_size
+from pipelines.webui.upscale import LATENT, LATENT_UPSCALERS, HiresSize, hires_size
 
 _SAME_CHECKPOINT = "Use same checkpoint"
 _SAME_SAMPLER = "Use same sampler"
@@ -43,6 +43,12 @@ def hires_target(wanted: Wanted, body: Txt2ImgBody) -> tuple[int, int]:
     return size.width - size.width % SIDE_STEP_PX, size.height - size.height % SIDE_STEP_PX
 
 
+def hires_enlarged(wanted: Wanted, body: Txt2ImgBody) -> HiresSize:
+    """That, and what is enlarged to before it is cut to that."""
+    width, height = hires_target(wanted, body)
+    return hires_size(*wanted.size, resize_x=width, resize_y=height)
+
+
 def hires_fields(wanted: Wanted, body: Txt2ImgBody) -> dict[str, Any]:
     """Those of `HiresFields`. Raises InvalidRequest."""
     width, height = hires_target(wanted, body)
@@ -66,16 +72,33 @@ def hires_labels(wanted: Wanted, body: Txt2ImgBody) -> dict[str, Any]:
     """Of infotext; None for what is not told."""
     sampler, schedule = hires_sampler(wanted, body)
     resize = wanted.given("hr_resize_x"), wanted.given("hr_resize_y")
+    checkpoint = _named_checkpoint(body)
     return {
         "Hires upscale": None if any(resize) else wanted.given("hr_scale"),
         "Hires resize": f"{resize[0]}x{resize[1]}" if any(resize) else None,
         "Hires steps": body.hr_second_pass_steps or None,
         "Hires upscaler": body.hr_upscaler or LATENT,
+        "Hires checkpoint": checkpoint if checkpoint != wanted.model else None,
         "Hires sampler": sampler if sampler != wanted.sampler else None,
         "Hires schedule type": schedule if schedule != wanted.schedule else None,
         "Hires prompt": body.hr_prompt or None,
         "Hires negative prompt": body.hr_negative_prompt or None,
     }
+
+
+def apart(wanted: Wanted, settings: Settings) -> str | None:
+    """The model of a second pass that is a task of its own, for it has another model than the first
+    or wears other LoRAs; None for all else.
+    """
+    if (body := hires_body(wanted)) is None:
+        return None
+    name = _named_checkpoint(body)
+    model = (name and find_model(settings, name, wanted.cards)) or wanted.model
+    return model if model != wanted.model or wanted.changes_loras else None
+
+
+def _named_checkpoint(body: Txt2ImgBody) -> str | None:
+    return body.hr_checkpoint_name if body.hr_checkpoint_name != _SAME_CHECKPOINT else None
 
 
 def hires_refusals(wanted: Wanted, body: Txt2ImgBody, settings: Settings) -> Iterator[Refusal]:
@@ -87,12 +110,18 @@ def hires_refusals(wanted: Wanted, body: Txt2ImgBody, settings: Settings) -> Ite
     name = _named_sampler(body)
     if name and split_sampler(name)[0] not in WEBUI_SAMPLERS:
         yield "hr_sampler_name", f"one of {', '.join(WEBUI_SAMPLERS)}", name
-    checkpoint = body.hr_checkpoint_name or _SAME_CHECKPOINT
-    if (
-        checkpoint != _SAME_CHECKPOINT
-        and find_model(settings, checkpoint, wanted.cards) != wanted.model
-    ):
-        yield "hr_checkpoint_name", f"null or {wanted.model}, as in the first pass", checkpoint
+    checkpoint = _named_checkpoint(body)
+    if checkpoint and find_model(settings, checkpoint, wanted.cards) is None:
+        yield "hr_checkpoint_name", "null or a model that sd-models lists", checkpoint
+    elif wanted.guides.any and apart(wanted, settings) not in (None, wanted.model):
+        must = f"null or {wanted.model}, as in the first pass, with units of ControlNet"
+        yield "hr_checkpoint_name", must, checkpoint
+    latent = body.hr_upscaler in LATENT_UPSCALERS and body.hr_upscaler != LATENT
+    if latent and apart(wanted, settings):
+        must = (
+            f"{LATENT} or an upscaler of pictures where the second pass has another model or LoRA"
+        )
+        yield "hr_upscaler", must, body.hr_upscaler
     yield from _of_size(wanted, body, settings)
 
 

@@ -75,20 +75,31 @@ class Jobs:
     async def find(self, id_task: str | None) -> Task | None:
         """The job of that id (ours, or the one that `force_task_id` gave), else the newest one."""
         if id_task is None:
-            return next(iter(await self.active()), None)
+            active = await self.active()
+            return self._first(active, client_id(active[0])) if active else None
         known = await self.services.store.callers.task_id(self.owner, KEY_PREFIX + id_task)
         try:
             task = await self.services.task(known or id_task, self.owner)
             return task if client_id(task) else None
         except TaskNotFound:
-            named = (task for task in await self.active() if client_id(task) == id_task)
-            return next(named, None)
+            return self._first(await self.active(), id_task)
+
+    @staticmethod
+    def _first(active: list[Task], name: str | None) -> Task | None:
+        """Of the tasks of one call, that which does the earliest share of its work."""
+        named = [task for task in active if client_id(task) == name]
+        return min(named, key=lambda task: span_of(task)[0], default=None)
 
     async def interrupt(self, id_task: str | None) -> None:
-        """End it with what is drawn by now; nothing where there is nothing to end."""
+        """End all tasks of its call with what is drawn by now; nothing where there is none."""
         task = await self.find(id_task)
         if task is None or task.status in TERMINAL:
             return
+        for each in await self.active():
+            if client_id(each) == client_id(task):
+                await self._end(each)
+
+    async def _end(self, task: Task) -> None:
         if task.status is Status.RUNNING:
             await self.services.store.callers.hurry(task.id)
             return
@@ -161,20 +172,28 @@ def client_id(task: Task) -> str | None:
     return found if isinstance(found, str) else None
 
 
+def span_of(task: Task) -> tuple[float, float]:
+    """The share of its call's work that it does."""
+    begin, end = task.input.get("client_span") or (0.0, 1.0)
+    return float(begin), float(end)
+
+
 def progress_of(task: Task) -> float:
-    """0 to 1."""
+    """Of its call, 0 to 1."""
+    begin, end = span_of(task)
     if task.status in TERMINAL:
-        return 1.0
+        return end
     done, all_ = task.progress.step, task.progress.steps
-    return min(1.0, max(LEAST_PROGRESS, done / all_ if all_ else 0.0))
+    share = begin + (end - begin) * (done / all_ if all_ else 0.0)
+    return min(1.0, max(LEAST_PROGRESS, share))
 
 
 def running_eta_s(task: Task) -> float:
-    """Seconds that are left, by those that it took to come here; 0 while that is unknown."""
+    """Seconds that are left of its call, by those that its own steps took; 0 while unknown."""
     if task.started_at is None or task.status is not Status.RUNNING or not task.progress.step:
         return 0.0
-    taken = (datetime.now(UTC) - task.started_at).total_seconds()
-    return max(0.0, taken / progress_of(task) - taken)
+    taken, done = (datetime.now(UTC) - task.started_at).total_seconds(), progress_of(task)
+    return max(0.0, taken * (1 - done) / max(done - span_of(task)[0], LEAST_PROGRESS))
 
 
 def state_of(task: Task) -> dict[str, Any]:

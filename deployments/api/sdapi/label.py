@@ -1,8 +1,7 @@
-"""What is told of a request: the labels of its pictures' infotext, and the `info` of its answer."""
+"""What is told of a request in its pictures' infotext."""
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from deployments.api.sdapi.checkpoint import short_hash
@@ -11,8 +10,6 @@ from deployments.api.sdapi.hires import hires_body, hires_labels
 from deployments.api.sdapi.sampler import shown_schedule
 from deployments.api.sdapi.schema import Img2ImgBody
 from deployments.api.sdapi.wanted import Wanted
-from deployments.tasks.image import ImageOrder
-from deployments.tasks.model import Task
 from pipelines.webui.mask import FILL, LATENT_NOISE, LATENT_NOTHING
 from pipelines.webui.sampler import WEBUI_SAMPLERS
 
@@ -39,7 +36,7 @@ def labels_of(wanted: Wanted) -> dict[str, Any]:
         "Variation seed": None,
         "Variation seed strength": wanted.given("subseed_strength") or None,
         "Seed resize from": _seed_size(wanted),
-        "Denoising strength": _strength(wanted),
+        "Denoising strength": strength(wanted),
         "Clip skip": wanted.clip_skip if wanted.clip_skip > 1 else None,
         "ENSD": wanted.options["eta_noise_seed_delta"] or None,
         "RNG": "CPU",
@@ -88,56 +85,8 @@ def mask_blur(wanted: Wanted, body: Img2ImgBody) -> tuple[int, int]:
     return wanted.given("mask_blur_x"), wanted.given("mask_blur_y")
 
 
-def info_of(wanted: Wanted, task: Task, drawn: int, *, grid: bool) -> str:
-    """The answer's `info`, which is JSON as text: of `drawn` pictures, and of a grid before."""
-    order = ImageOrder.model_validate(task.input)
-    count = order.num_images
-    seeds = [order.seeds(i) for i in range(count)]
-    first = wanted.subseed if wanted.subseed is not None else int(task.id[:8], 16)
-    subseeds = [each.get("Variation seed", first + i) for i, each in enumerate(seeds)]
-    width, height = wanted.size
-    prompt, negative = wanted.prompt, wanted.negative_prompt
-    texts = [order.infotext(i) for i in range(drawn)]
-    finished = task.finished_at or task.updated_at
-    return json.dumps(
-        {
-            "prompt": prompt,
-            "all_prompts": [prompt] * count,
-            "negative_prompt": negative,
-            "all_negative_prompts": [negative] * count,
-            "seed": seeds[0]["Seed"],
-            "all_seeds": [each["Seed"] for each in seeds],
-            "subseed": subseeds[0],
-            "all_subseeds": subseeds,
-            "subseed_strength": wanted.given("subseed_strength"),
-            "width": width,
-            "height": height,
-            "sampler_name": wanted.sampler,
-            "cfg_scale": wanted.given("cfg_scale"),
-            "steps": wanted.given("steps"),
-            "batch_size": wanted.given("batch_size"),
-            "restore_faces": bool(wanted.option("restore_faces", "face_restoration")),
-            "face_restoration_model": None,
-            "sd_model_name": wanted.model,
-            "sd_model_hash": short_hash(wanted.cards, wanted.model),
-            "sd_vae_name": None,
-            "sd_vae_hash": None,
-            "seed_resize_from_w": wanted.given("seed_resize_from_w"),
-            "seed_resize_from_h": wanted.given("seed_resize_from_h"),
-            "denoising_strength": _strength(wanted),
-            "extra_generation_params": {},
-            "index_of_first_image": int(grid),
-            "infotexts": [*texts[: int(grid)], *texts],
-            "styles": wanted.body.styles or [],
-            "job_timestamp": finished.strftime("%Y%m%d%H%M%S"),
-            "clip_skip": wanted.clip_skip,
-            "is_using_inpainting_conditioning": False,
-            "version": VERSION,
-        }
-    )
-
-
-def _strength(wanted: Wanted) -> float | None:
+def strength(wanted: Wanted) -> float | None:
+    """Of denoising; None where nothing is given to denoise."""
     if isinstance(wanted.body, Img2ImgBody):
         return float(wanted.given("denoising_strength"))
     hires = hires_body(wanted)

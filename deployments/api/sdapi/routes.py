@@ -8,16 +8,16 @@ from fastapi import APIRouter, Body, Query, Request
 
 from deployments.api.route import BlockingDep, OwnerDep, ServicesDep
 from deployments.api.sdapi import examples, job, options
-from deployments.api.sdapi.answer import answer_of
+from deployments.api.sdapi.answer import told
 from deployments.api.sdapi.checkpoint import read_cards
+from deployments.api.sdapi.drawing import Drawing
 from deployments.api.sdapi.error import Refused
 from deployments.api.sdapi.extras import ExtraBatchBody, ExtraSingleBody, enlarged
 from deployments.api.sdapi.metadata import InterrogateBody, PngInfoBody, info_of_picture
 from deployments.api.sdapi.picture import checked_picture
 from deployments.api.sdapi.route import JobsDep, SdapiRoute
 from deployments.api.sdapi.schema import GenerationBody, Img2ImgBody, Txt2ImgBody
-from deployments.api.sdapi.submission import submission_of
-from deployments.api.sdapi.wanted import wanted_of
+from deployments.api.sdapi.script import answer_of
 from deployments.api.services import Services
 
 router = APIRouter(prefix="/sdapi/v1", route_class=SdapiRoute, tags=["sdapi"])
@@ -60,9 +60,8 @@ async def _drawn(
     body: GenerationBody, request: Request, services: Services, owner: str, calls: BlockingDep
 ) -> dict[str, Any]:
     stored = await services.store.callers.options(owner)
-    wanted = wanted_of(body, stored, services.settings, await read_cards(services))
-    task = await calls.run(request, await submission_of(wanted, services), owner)
-    return await answer_of(wanted, task, services)
+    drawing = Drawing(body, services, calls, owner, stored, await read_cards(services))
+    return await told(await calls.attended(request, answer_of(drawing, body)))
 
 
 @router.post("/extra-single-image", summary="Enlarge a picture", responses=examples.ENLARGED)

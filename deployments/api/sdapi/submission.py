@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
@@ -12,9 +12,8 @@ from deployments.api.sdapi import options
 from deployments.api.sdapi.error import FIELDS, Refused
 from deployments.api.sdapi.hires import hires_body, hires_fields
 from deployments.api.sdapi.label import labels_of, mask_blur
-from deployments.api.sdapi.picture import grey_mask, sent_bytes
+from deployments.api.sdapi.picture import grey_mask, sent_bytes, sent_files
 from deployments.api.sdapi.schema import GenerationBody, Img2ImgBody
-from deployments.api.sdapi.support import check_supported
 from deployments.api.sdapi.wanted import Wanted
 from deployments.api.services import Services, Submission
 from deployments.tasks.image import ImageFields
@@ -30,25 +29,62 @@ KEY_PREFIX = "sdapi:"
 """Before a `force_task_id` among a caller's idempotency keys."""
 
 
-async def submission_of(wanted: Wanted, services: Services) -> Submission:
-    """What to submit. Raises InvalidRequest, Refused, and what fetching a picture may."""
-    check_supported(wanted, services.settings)
+@dataclass(frozen=True)
+class Sent:
+    """The files of the pictures that a request begins with."""
+
+    inits: tuple[bytes, ...] = field(default=(), repr=False)
+    mask: bytes | None = field(default=None, repr=False)
+    """Grey; white is repainted."""
+
+
+NOTHING = Sent()
+
+
+async def sent_of(wanted: Wanted, services: Services) -> Sent:
+    """Raises InvalidRequest, Refused, and what fetching a picture may."""
+    body = wanted.body
+    if not isinstance(body, Img2ImgBody):
+        return NOTHING
+    if body.init_images is None:
+        raise Refused(404, "Init image not found")
+    if not body.init_images:
+        raise InvalidRequest("init_images", "init_images must hold a picture, given none")
+    inits = await sent_files(body.init_images, "init_images", services)
+    if body.mask is None:
+        return Sent(inits)
+    inverted = bool(wanted.given("inpainting_mask_invert"))
+    return Sent(inits, await _mask(wanted, body.mask, services, inverted=inverted))
+
+
+async def _mask(wanted: Wanted, text: str, services: Services, *, inverted: bool) -> bytes:
+    data, rounded = await sent_bytes(text, "mask", services), wanted.given("mask_round")
+    pixels = services.settings.limits.max_input_pixels
+    return await services.decode(
+        lambda: grey_mask(data, field="mask", max_pixels=pixels, inverted=inverted, rounded=rounded)
+    )
+
+
+def submission_of(wanted: Wanted, sent: Sent) -> Submission:
+    """What to submit, of the first of the initial pictures. Raises InvalidRequest,
+    RequestValidationError.
+    """
     body = wanted.body
     fields = _fields(wanted)
-    init_image = mask_image = None
     if isinstance(body, Img2ImgBody):
-        init_image, mask_image = await _pictures(wanted, body, services)
-        fields |= _placing(wanted, body, masked=mask_image is not None)
+        fields |= _placing(wanted, body, masked=sent.mask is not None)
     return Submission(
         fields=_checked(fields),
         model=wanted.model,
-        init_image=init_image,
-        mask_image=mask_image,
-        idempotency_key=KEY_PREFIX + body.force_task_id if body.force_task_id else None,
-        metadata=Metadata(
-            prompt=wanted.prompt, negative_prompt=wanted.negative_prompt, labels=labels_of(wanted)
-        ),
-        client_id=body.force_task_id or f"task({kind_of(body)}-{secrets.token_hex(4)})",
+        init_image=sent.inits[0] if sent.inits else None,
+        mask_image=sent.mask,
+    )
+
+
+def metadata_of(wanted: Wanted) -> Metadata:
+    """What its pictures tell."""
+    return Metadata(
+        prompt=wanted.prompt, negative_prompt=wanted.negative_prompt, labels=labels_of(wanted)
     )
 
 
@@ -108,6 +144,7 @@ def _webui(wanted: Wanted) -> dict[str, Any]:
     return fields | {
         "sampler": wanted.sampler,
         "scheduler": wanted.schedule,
+        "steps_before": wanted.steps_before,
         "variation_seed": wanted.subseed if strength else None,
         "variation_strength": strength,
         "seed_resize": size if min(size) > 0 else None,
@@ -126,22 +163,3 @@ def _placing(wanted: Wanted, body: Img2ImgBody, *, masked: bool) -> dict[str, An
         if wanted.given("inpaint_full_res"):
             fields["masked_padding"] = wanted.given("inpaint_full_res_padding")
     return fields
-
-
-async def _pictures(
-    wanted: Wanted, body: Img2ImgBody, services: Services
-) -> tuple[bytes, bytes | None]:
-    if body.init_images is None:
-        raise Refused(404, "Init image not found")
-    if not body.init_images:
-        raise InvalidRequest("init_images", "init_images must hold a picture, given none")
-    init = await sent_bytes(body.init_images[0], "init_images", services)
-    if body.mask is None:
-        return init, None
-    data = await sent_bytes(body.mask, "mask", services)
-    pixels = services.settings.limits.max_input_pixels
-    inverted, rounded = bool(wanted.given("inpainting_mask_invert")), wanted.given("mask_round")
-    mask = await services.decode(
-        lambda: grey_mask(data, field="mask", max_pixels=pixels, inverted=inverted, rounded=rounded)
-    )
-    return init, mask

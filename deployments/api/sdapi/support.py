@@ -34,9 +34,6 @@ def _refusals(wanted: Wanted, settings: Settings) -> Iterator[Refusal]:
 
 
 def _of_picture(wanted: Wanted, body: Img2ImgBody) -> Iterator[Refusal]:
-    count = len(body.init_images or ())
-    if count > 1:
-        yield "init_images", "a list of one picture", f"{count} pictures"
     mode = wanted.given("resize_mode")
     if not STRETCH <= mode <= LATENT:
         yield "resize_mode", f"{STRETCH} to {LATENT}", mode

@@ -14,7 +14,6 @@ from deployments.api.sdapi import infotext, options
 from deployments.api.sdapi.checkpoint import UNKNOWN, Cards
 from deployments.api.sdapi.controlnet import Guides, guides_of
 from deployments.api.sdapi.schema import GenerationBody, Txt2ImgBody
-from deployments.api.sdapi.script import check_scripts
 from deployments.api.sdapi.style import read_styles, styled
 from deployments.tasks.limit import check_lengths
 from deployments.tasks.lora import LoraEntry
@@ -42,6 +41,8 @@ class Wanted:
     """Its label; Automatic stands for the sampler's own."""
     guides: Guides
     cards: Cards
+    steps_before: int = 0
+    """Of an earlier pass over the same picture."""
 
     @property
     def model(self) -> str:
@@ -111,15 +112,16 @@ class Wanted:
         return prompt, negative, entries
 
     def encoded_hires_prompts(self) -> tuple[str, str]:
-        """Those of the second pass, which wears what the first does. Raises InvalidRequest."""
-        prompt, networks = self._encoded(self.hires_prompts[0])
+        """Those of a second pass that wears what the first does."""
+        prompt, _ = self._encoded(self.hires_prompts[0])
         negative, _ = self._encoded(self.hires_prompts[1])
-        _, worn = self._encoded(self.prompt)
-        if networks != worn and not self.body.disable_extra_networks:
-            raise InvalidRequest(
-                "hr_prompt", "hr_prompt must name the same LoRAs as prompt, with the same weights"
-            )
         return prompt, negative
+
+    @property
+    def changes_loras(self) -> bool:
+        """Whether the second pass wears others than the first."""
+        worn, later = (self._encoded(text)[1] for text in (self.prompt, self.hires_prompts[0]))
+        return worn != later and not self.body.disable_extra_networks
 
     def _encoded(self, text: str) -> tuple[str, Networks]:
         if self.options["enable_prompt_comments"]:
@@ -150,7 +152,6 @@ def wanted_of(
     overrides = said | (body.override_settings or {})
     over = options.checked(overrides, settings, "override_settings", cards)
     values = options.effective(settings, stored, over)
-    check_scripts(body)
     known = read_styles(settings.styles_file)
     worn = [known[name] for name in body.styles or () if name in known]
     prompts = body.prompt or "", body.negative_prompt or ""

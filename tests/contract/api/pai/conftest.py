@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import uuid
 from collections.abc import Awaitable, Callable, Iterator
@@ -15,6 +17,7 @@ from deployments.api.faces import FaceService, LocalFaces
 from deployments.api.pai.account import owner_of
 from deployments.api.pai.signature import sign
 from deployments.loras.model import Lora
+from deployments.tasks.errors import StoreUnavailable
 from deployments.tasks.model import Claimed, Output, TaskError
 from tests.contract.api.conftest import Api, picture
 from tests.support.portraits import PhotoHost, learned, photo_host
@@ -60,12 +63,14 @@ class Caller:
         return await learned(self.api.services, self.owner, [photo_file(name)])
 
     async def claim(self, queue: str) -> Claimed:
-        found: list[Claimed] = []
-        while not found:
-            found = await self.api.services.store.claim(
-                queue, "worker", limit=1, request_id=uuid.uuid4().hex
-            )
-        return found[0]
+        while True:
+            with contextlib.suppress(StoreUnavailable):  # a machine that is busy
+                found = await self.api.services.store.claim(
+                    queue, "worker", limit=1, request_id=uuid.uuid4().hex
+                )
+                if found:
+                    return found[0]
+            await asyncio.sleep(0.02)
 
     async def succeed(self, claimed: Claimed, data: bytes, **fields: Any) -> None:
         key = f"results/{claimed.task.id}/{claimed.claim.fence}/0"

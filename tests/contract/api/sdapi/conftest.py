@@ -53,15 +53,16 @@ class WebUi:
         """A call whose task has been claimed."""
         call = asyncio.create_task(self.post(path, **body))
         while True:
-            queue = self.api.settings.default_model
-            claims = await self.api.services.store.claim(
-                queue, "painter", limit=1, request_id=uuid4().hex
-            )
-            if claims:
+            if claims := await self.claim():
                 return call, claims[0]
             if call.done():
                 raise AssertionError(call.result().text)
             await asyncio.sleep(0.02)
+
+    async def claim(self) -> Any:
+        """The next task, if there is any."""
+        queue, store = self.api.settings.default_model, self.api.services.store
+        return await store.claim(queue, "painter", limit=1, request_id=uuid4().hex)
 
     async def draw(self, path: str, **body: Any) -> dict[str, Any]:
         """The answer of a call, drawn at once: picture i has the grey level of its seed."""

@@ -265,10 +265,12 @@ async def test_more_pictures_than_the_limit_are_refused_in_the_caller_s_words(we
 async def test_scripts_that_are_not_here_are_refused(webui):
     told = "Script 'string' not found"
     assert await webui.refusal("txt2img", script_name="string") == (422, told)
-    for body in ({"ControlNet": {"args": []}}, {"x/y/z plot": {}}):
-        status, detail = await webui.refusal("txt2img", alwayson_scripts=body)
-        assert (status, "not found" in detail) == (422, True)
-    await webui.draw("txt2img", **SMALL, alwayson_scripts={"Comments": {"args": []}})
+    for name, told in (("AnimateDiff", "not found"), ("x/y/z plot", "a selectable script")):
+        refused = await webui.refusal("txt2img", alwayson_scripts={name: {"args": []}})
+        assert refused[0] == 422
+        assert told in refused[1]
+    scripts = {"Comments": {"args": []}, "ControlNet": {"args": []}}
+    await webui.draw("txt2img", **SMALL, alwayson_scripts=scripts)
 
 
 async def test_what_the_model_refuses_is_told_as_any_other_bad_field(webui):

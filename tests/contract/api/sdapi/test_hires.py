@@ -1,5 +1,6 @@
 """txt2img with a second pass, and pictures that tile."""
 
+import asyncio
 import base64
 import io
 import json
@@ -103,15 +104,25 @@ async def test_styles_are_put_on_the_second_prompts_too(open_api, connect, tmp_p
     assert (hires.prompt, hires.negative_prompt) == ("ink of an owl", "colour")
 
 
-async def test_both_passes_wear_the_same_loras(webui):
+async def test_both_passes_wear_the_loras_of_their_prompts(webui):
     await webui.api.lora("ink")
     body = HIRES | {"prompt": "a <lora:ink:0.5>fox"}
     await webui.draw("txt2img", **body)
     assert second(webui).prompt == "a fox"
     await webui.draw("txt2img", **body, hr_prompt="an owl<lora:ink:0.5>")
     assert second(webui).prompt == "an owl"
-    for other in ("an owl", "an <lora:ink:0.7>owl"):
-        assert await webui.refusal("txt2img", **body, hr_prompt=other) == (422, "hr_prompt")
+    for other, weights in (("an owl", []), ("an <lora:ink:0.7>owl", [0.7])):
+        call, claimed = await webui.begin("txt2img", **body, hr_prompt=other)
+        assert claimed.task.input["webui"]["hires"] is None
+        assert [lora["weight"] for lora in claimed.task.input["loras"]] == [0.5]
+        await webui.finish(claimed)
+        while not (claims := await webui.claim()):
+            await asyncio.sleep(0.02)
+        order = claims[0].task.input
+        assert (order["prompt"], order["resize_mode"]) == ("an owl", "latent")
+        assert [lora["weight"] for lora in order["loras"]] == weights
+        await webui.finish(claims[0])
+        assert size((await call).json()) == (128, 128)
 
 
 @pytest.mark.parametrize(

@@ -98,8 +98,8 @@ async def test_what_is_no_picture_is_told_as_the_web_ui_tells_it(webui, sent):
 async def test_no_picture_and_too_many_are_refused(webui):
     assert await webui.refusal("img2img") == (404, "Init image not found")
     assert await webui.refusal("img2img", init_images=[]) == (422, "init_images")
-    two = [file(photo())] * 2
-    assert await webui.refusal("img2img", init_images=two) == (422, "init_images")
+    two = {"init_images": [file(photo())] * 2, "n_iter": 101}
+    assert await webui.refusal("img2img", **SMALL, **two) == (422, "init_images")
 
 
 async def test_addresses_of_this_network_are_not_fetched(webui):

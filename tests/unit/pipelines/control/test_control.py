@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 from pipelines.components import Components
 from pipelines.control.net import load_control
 from pipelines.diffusion import check_request
-from pipelines.engine.request import ControlUse, ImageRequest, Mask, Picture
+from pipelines.engine.request import ControlUse, Hires, ImageRequest, Mask, Picture
 from pipelines.errors import InvalidRequest, ModelError
+from pipelines.webui.hires import second_pass
 from tests.unit.pipelines.guides import plain_picture, save_control
 
 MakeRequest = Callable[..., ImageRequest]
@@ -72,6 +73,29 @@ def test_a_request_with_a_control_gives_the_picture_of_plain_diffusers(
     assert apart(picture, expected) <= 1
     (without,) = draw(components, dataclasses.replace(request, controls=()))
     assert apart(without[kept], expected) > 10
+
+
+def test_a_second_pass_is_guided_by_pictures_of_its_own_size(
+    sd: Components,
+    control: Callable[[Components, int], Path],
+    make_request: MakeRequest,
+    init_image: MakeImage,
+) -> None:
+    path, larger = control(sd, 1), init_image(96, 96)
+    both = ControlUse(path, init_image(), scale=0.5, hires_image=larger)
+    request = make_request(
+        scheduler="Euler a",
+        schedule="Automatic",
+        hires=Hires(width=96, height=96, strength=0.5),
+        controls=(both, ControlUse(path, init_image())),
+    )
+    check_request(request, sd)
+    assert request.hires is not None
+    second = second_pass(request, request.hires, init_image=larger)
+    assert second.controls == (dataclasses.replace(both, image=larger, hires_image=None),)
+    wrong = dataclasses.replace(both, hires_image=init_image())
+    with pytest.raises(InvalidRequest, match=r"in the second pass, controls\[0\]\.image"):
+        check_request(dataclasses.replace(request, controls=(wrong,)), sd)
 
 
 def test_a_control_sees_no_mask_where_the_checkpoint_does(

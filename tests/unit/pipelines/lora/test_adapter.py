@@ -34,6 +34,20 @@ def test_an_adapter_knows_whether_it_changes_prompts(sd: Components, save: Save)
     assert unet.nbytes == sum(4 * t.numel() for pair in unet.factors.values() for t in pair[:2])
 
 
+def test_with_a_rank_only_the_first_ranks_are_there_scaled_as_all_are(
+    sd: Components, save: Save
+) -> None:
+    file = read_lora(save(kohya_layout(random_lora(sd, 1, layers=attention))))
+    cache = AdapterCache(sd)
+    whole, cut = cache.read(file.path), cache.read(file.path, 2)
+    assert whole.id != cut.id
+    assert (whole.rank, cut.rank) == (4, 2)
+    for path, factors in whole.factors.items():
+        torch.testing.assert_close(cut.factors[path].down, factors.down[:2])
+        torch.testing.assert_close(cut.factors[path].up, factors.up[:2])
+    assert cache.read(file.path, 9).rank == 4
+
+
 def test_a_lora_of_another_base_model_is_refused_with_counts_and_shapes(
     sd: Components, xl: Components, save: Save
 ) -> None:

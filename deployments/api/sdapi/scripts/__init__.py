@@ -1,0 +1,1 @@
+"""Scripts that a request may choose by `script_name`."""
