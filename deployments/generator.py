@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import math
 import time
 import uuid
 from collections.abc import Sequence
@@ -24,11 +23,12 @@ from deployments.metrics import GeneratorMetrics
 from deployments.pictures import Pictures, encoded_picture, patiently
 from deployments.runner import Job, TaskRunner
 from deployments.states import SavedStates
+from deployments.step_tracker import StepTracker
 from deployments.storage import open_store
 from deployments.storage.store import ObjectStore
 from deployments.tasks.image import ImageFields, ImageJob
 from deployments.tasks.lora import OrderedLora
-from deployments.tasks.model import ANONYMOUS, Output, Progress, Task
+from deployments.tasks.model import ANONYMOUS, Output, Task
 from deployments.tasks.store import TaskStore
 from pipelines.canvas import BLANK, Canvas
 from pipelines.components import Components
@@ -58,7 +58,6 @@ PREFETCH = 2
 would only take them out of the queue, where they can still be reordered."""
 
 PREVIEW_EVERY_S = 1.0
-PROGRESS_EVERY_S = 0.25
 DRAIN_S = 8.0
 
 
@@ -374,34 +373,3 @@ class GeneratorReplica(Generator):
         # Serve calls this too where the constructor failed, for example for want of a checkpoint.
         if hasattr(self, "_runner"):
             await self.drain()
-
-
-class StepTracker:
-    """Steps done over all pictures of one task; never goes back."""
-
-    def __init__(self, num_images: int, *, shown: str) -> None:
-        """`shown`: the request that previews are of."""
-        self.shown = shown
-        self._done = [0] * num_images
-        self._steps = 0
-        self._told_at = -math.inf
-        self.preview_at = -math.inf
-        """When a preview was last asked for, monotonic seconds."""
-        self.over = False
-        """Nobody waits for the pictures any more, though some events may still come."""
-
-    def record(self, index: int, event: EngineEvent) -> None:
-        self._done[index] = max(self._done[index], event.step)
-        self._steps = max(self._steps, event.steps)
-
-    def due(self) -> bool:
-        """True every PROGRESS_EVERY_S: heartbeats are rarer still."""
-        now = time.monotonic()
-        if now - self._told_at < PROGRESS_EVERY_S:
-            return False
-        self._told_at = now
-        return True
-
-    @property
-    def progress(self) -> Progress:
-        return Progress(step=sum(self._done), steps=self._steps * len(self._done))
