@@ -28,6 +28,7 @@ from pydantic_settings import (
     YamlConfigSettingsSource,
 )
 
+from configs.pai import PaiSettings
 from configs.portrait_model import PortraitModelSettings
 from configs.portraits import FaceSettings, PortraitSettings
 from configs.sampler import SchedulerName
@@ -356,6 +357,7 @@ class Settings(BaseSettings):
     training: TrainingSettings = TrainingSettings()
     portraits: PortraitSettings = PortraitSettings()
     faces: FaceSettings = FaceSettings()
+    pai: PaiSettings = PaiSettings()
     styles_file: Path = Field(
         STYLES_FILE,
         description="Styles that requests of the web UI's API may name: a CSV file of the columns "
@@ -385,11 +387,12 @@ class Settings(BaseSettings):
                 raise ValueError(
                     f"models: {taken} is the name of the {whose}' queue, choose another"
                 )
-        if self.portraits.model not in (None, *self.models):
-            raise ValueError(
-                f"portraits.model is {self.portraits.model}, which is none of models: "
-                f"{', '.join(self.models)}"
-            )
+        named = {"portraits.model": self.portraits.model, "pai.xl_model": self.pai.xl_model}
+        for field, model in named.items():
+            if model not in (None, *self.models):
+                raise ValueError(
+                    f"{field} is {model}, which is none of models: {', '.join(self.models)}"
+                )
         for name, preset in self.models.items():
             for field, given, limit in _defaults_and_limits(preset):
                 if given > getattr(self.limits, limit):

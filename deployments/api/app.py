@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
+from typing import get_args
 
 from fastapi import FastAPI, Security
 from fastapi.security import APIKeyHeader, HTTPBearer
@@ -24,6 +25,10 @@ from deployments.api.native import loras, portraits, routes, training
 from deployments.api.openai import routes as openai
 from deployments.api.openai.errors import worded
 from deployments.api.openapi import DocumentedApp
+from deployments.api.pai import error as pai_error
+from deployments.api.pai import routes as pai
+from deployments.api.pai.dialect import Dialect
+from deployments.api.pai.training import PhotoKind, job_of
 from deployments.api.sdapi import controlnet_routes
 from deployments.api.sdapi import error as sdapi_error
 from deployments.api.sdapi import lists as sdapi_lists
@@ -51,6 +56,7 @@ WORDINGS: dict[str, errors.Wording] = {
     openai.PREFIX: worded,
     "/sdapi/": sdapi_error.word,
     "/internal/": sdapi_error.word,
+    **dict.fromkeys(pai.PREFIXES, pai_error.word),
     controlnet_routes.PREFIX: sdapi_error.word,
 }
 """Of the dialects other than the native, by the paths that are theirs."""
@@ -73,6 +79,8 @@ def create_app(
     """
     auth = KeyAuth(settings.api)
     _check_exposure(settings)
+    for kind in get_args(PhotoKind):
+        job_of(settings, kind)  # refused now, not at the first training
     app = DocumentedApp(
         title="Daguerre",
         version="1",
@@ -101,6 +109,7 @@ def create_app(
         app.include_router(keyed, dependencies=[Security(key)] if auth.required else [])
     bearer = HTTPBearer(scheme_name="Bearer", auto_error=False)
     app.include_router(openai.router, dependencies=[Security(bearer)] if auth.required else [])
+    app.include_router(pai.router)
     app.include_router(routes.health_router)
     app.include_router(sdapi.ping_router)
     app.include_router(files.router)
@@ -123,7 +132,8 @@ def open_services(
 
 
 def _middleware(settings: Settings, auth: KeyAuth, echo: bool) -> list[Middleware]:
-    found = [Middleware(RequestId, echo=echo), Middleware(HostGuard, settings=settings)]
+    hosts = Middleware(HostGuard, settings=settings, nameless=pai.PREFIXES)
+    found = [Middleware(RequestId, echo=echo), hosts]
     if not auth.required:
         found.append(Middleware(OriginGuard, settings=settings))
     uploads = {
@@ -149,6 +159,7 @@ def _lifespan(
         opened = services or open_services(settings, redis_url, faces)
         app.state.services = opened
         app.state.blocking = blocking = BlockingCalls(opened)
+        app.state.pai = Dialect.of(opened)
         loops = [
             asyncio.create_task(Upkeep(opened).run(), name="upkeep"),
             asyncio.create_task(_callback_sender(opened).run(), name="callbacks"),

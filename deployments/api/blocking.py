@@ -85,10 +85,18 @@ class BlockingCalls:
         """A task to wait for: enter the call, so that leaving it counts. Raises TooManyStreams and
         as `Services.generate`.
         """
+        comes_back = new.idempotency_key is not None
+        return await self.follow(
+            lambda: self.services.generate(new, owner), owner, comes_back=comes_back
+        )
+
+    async def follow(
+        self, make: Callable[[], Coroutine[Any, Any, Task]], owner: str, *, comes_back: bool = False
+    ) -> BlockingCall:
+        """As `create`, of any verb that makes a task."""
         if self.services.full:
             raise TooManyStreams
-        making = asyncio.create_task(self.services.generate(new, owner))
-        comes_back = new.idempotency_key is not None
+        making = asyncio.create_task(make())
         try:
             task = await asyncio.shield(making)
         except asyncio.CancelledError:
@@ -138,6 +146,10 @@ class BlockingCall:
     ) -> None:
         if self.task.status not in TERMINAL and not self._comes_back:
             self._calls.left(self.task, self.owner)
+
+    def leave_alone(self) -> None:
+        """Its task goes on once it is left."""
+        self._comes_back = True
 
     async def ended(self, request: Request) -> Task:
         """The ended task. Raises CallerGone when the connection is closed first, TimeoutError,

@@ -170,8 +170,9 @@ RULES: dict[type[Exception], Rule] = {
 }
 
 
-Wording = Callable[[Exception], Response]
-"""How one dialect words any error: of the table, RequestValidationError, HTTPException, others."""
+Wording = Callable[[Exception, str], Response]
+"""How one dialect words any error: of the table, RequestValidationError, HTTPException, others;
+given the request's id."""
 
 
 def install(app: FastAPI, wordings: Mapping[str, Wording]) -> None:
@@ -187,7 +188,7 @@ def respond(error: Exception, scope: Scope) -> Response:
     wordings: Mapping[str, Wording] = scope["app"].state.wordings
     for prefix, wording in wordings.items():
         if path.startswith(prefix):
-            return wording(error)
+            return wording(error, scope.get("request_id", "-"))
     return native(error)
 
 

@@ -62,8 +62,11 @@ class HostGuard:
     the settings may say loopback and the proxy that Serve was started with listen on all.
     """
 
-    def __init__(self, app: ASGIApp, *, settings: Settings) -> None:
+    def __init__(self, app: ASGIApp, *, settings: Settings, nameless: tuple[str, ...] = ()) -> None:
+        """`nameless`: prefixes of paths that ask for a signature, and have clients that send an
+        empty Host, as no browser does."""
         self._app = app
+        self._nameless = nameless
         http = settings.http
         self._loopback_only = not settings.api.keys
         self._any = "*" in http.allowed_hosts and bool(settings.api.keys)
@@ -80,7 +83,8 @@ class HostGuard:
             await refuse(error, scope, receive, send)
             return
         given = Headers(scope=scope).get("host", "")
-        if self._answers(given):
+        nameless = not given and route_path(scope).startswith(self._nameless)
+        if nameless or self._answers(given):
             await self._app(scope, receive, send)
             return
         unknown = UnknownHost(

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias, cast
 from redis.asyncio import Redis
 
 from configs.settings import TaskSettings
+from deployments.tasks.account import AccountStore
 from deployments.tasks.argument import beaten, claimed, digest, new_id, refuse, us
 from deployments.tasks.caller import CallerStore
 from deployments.tasks.card import CardStore
@@ -70,6 +71,7 @@ class TaskStore:
         self._script = Script(commands, settings.key_prefix, script_text())
         self._run = self._script.__call__
         self.callers = CallerStore(commands, self._script.key)
+        self.accounts = AccountStore(commands, settings)
         self.cards = CardStore(commands, self._script.key)
 
     @classmethod
@@ -80,6 +82,7 @@ class TaskStore:
     async def close(self) -> None:
         """Release both clients' connections."""
         await self._script.settle()
+        await self.accounts.settle()
         await self._commands.aclose()
         await self._blocking.aclose()
 

@@ -90,7 +90,7 @@ def fault_of(error: Exception) -> Fault:
     return _of_rule(error)
 
 
-def worded(error: Exception) -> JSONResponse:
+def worded(error: Exception, _request_id: str) -> JSONResponse:
     """The answer to any error."""
     fault = fault_of(error)
     headers = {"x-should-retry": "true" if fault.retry else "false"} | fault.headers

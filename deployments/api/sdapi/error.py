@@ -42,7 +42,7 @@ class Refused(HTTPException):
     """A request that the web UI's server answers with a detail of its own."""
 
 
-def word(error: Exception) -> Response:
+def word(error: Exception, _request_id: str) -> Response:
     """Any error: a list of places for bad fields, else error, detail, body and errors."""
     if isinstance(error, Refused):
         response = _answer(error.status_code, "HTTPException", error.detail)

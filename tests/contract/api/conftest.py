@@ -22,6 +22,7 @@ from safetensors.numpy import save
 
 from configs.settings import Settings
 from deployments.api.app import create_app
+from deployments.api.faces import FaceService
 from deployments.api.services import Services
 from deployments.tasks.image import ImageJob
 from deployments.tasks.model import Claimed, Output, TaskError
@@ -124,11 +125,16 @@ async def open_api(redis_url: str, tmp_path: Path) -> AsyncIterator[OpenApi]:
     """Open the application with changed settings, in a key space of its own."""
     async with AsyncExitStack() as stack:
 
-        async def opened(*, headers: dict[str, str] | None = None, **changes: Any) -> Api:
+        async def opened(
+            *,
+            headers: dict[str, str] | None = None,
+            faces: FaceService | None = None,
+            **changes: Any,
+        ) -> Api:
             given = {"data_dir": tmp_path, "redis_url": redis_url}
             given["tasks"] = {"key_prefix": uuid.uuid4().hex} | changes.pop("tasks", {})
             settings = Settings(**(given | changes))
-            app = create_app(settings)
+            app = create_app(settings, faces=faces)
             await stack.enter_async_context(app.router.lifespan_context(app))
             # A handler's exception must show as the 500 that a client would see.
             transport = httpx.ASGITransport(app, raise_app_exceptions=False)

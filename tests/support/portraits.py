@@ -1,0 +1,81 @@
+"""What a portrait SDK's user has: photos at addresses, and people whom a model has learned."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import threading
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from deployments.api.services import Services
+from deployments.loras.model import PREFIX, Lora, NewLora, Version
+
+
+class PhotoHost:
+    """Files at addresses of loopback; any other is 404."""
+
+    def __init__(self, server: ThreadingHTTPServer, files: dict[str, bytes]) -> None:
+        self.netloc = f"127.0.0.1:{server.server_port}"
+        self._files = files
+
+    def url(self, data: bytes, name: str = "photo.jpg") -> str:
+        path = f"/{uuid.uuid4().hex}/{name}"
+        self._files[path] = data
+        return self.missing(path)
+
+    def missing(self, path: str = "/nothing.jpg") -> str:
+        return f"http://{self.netloc}{path}"
+
+
+@contextlib.contextmanager
+def photo_host() -> Iterator[PhotoHost]:
+    files: dict[str, bytes] = {}
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(files))
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    yield PhotoHost(server, files)
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def _handler(files: Mapping[str, bytes]) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            data = files.get(self.path.partition("?")[0])
+            self.send_response(404 if data is None else 200)
+            self.send_header("Content-Length", str(len(data or b"")))
+            self.end_headers()
+            self.wfile.write(data or b"")
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+            """Not to the tests' output."""
+
+    return Handler
+
+
+async def learned(
+    services: Services, owner: str, photos: Sequence[bytes], *, task_id: str | None = None
+) -> Lora:
+    """A LoRA as a training publishes it, with the photos of its person. Its weights are none."""
+    task_id = task_id or str(uuid.uuid4())
+    registry, data = services.loras.registry, b"weights of nobody"
+    key = f"{PREFIX}{uuid.uuid4().hex}.safetensors"
+    await registry.store.announce(key)
+    await services.objects.put(key, data, "application/octet-stream")
+    version = Version(
+        key=key,
+        sha256=hashlib.sha256(data).hexdigest(),
+        size_bytes=len(data),
+        kind="lora",
+        rank=4,
+        base="sd",
+        base_model="embedded",
+        metadata={},
+        task_id=task_id,
+        references=tuple([await registry.keep_preview(photo) for photo in photos]),
+    )
+    new = NewLora(name=task_id, owner=owner, task_id=task_id)
+    return await registry.store.register(new, version, call_id=task_id)
