@@ -26,6 +26,7 @@ from benchmarks import (
     service_throughput,
     training_beside_serving,
     training_speed,
+    webui_callers,
 )
 from benchmarks.measure import Report
 from benchmarks.model import quiet
@@ -90,6 +91,7 @@ BENCHMARKS = (
         long=True,
     ),
     Benchmark(("B1", "B5"), "through HTTP", through_http, long=True),
+    Benchmark(("B16",), "callers of the web UI's API", webui_callers.run, long=True),
     Benchmark(("B12",), "a trained LoRA's first picture", publish_latency.run, long=True),
     Benchmark(("beside",), "pictures beside trainings", training_beside_serving.run, long=True),
 )

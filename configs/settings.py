@@ -56,6 +56,12 @@ class HttpSettings(Section):
     allowed_hosts: tuple[str, ...] = Field(
         ("*",), description="Host headers that are answered; on loopback with no keys: local names."
     )
+    gzip_min_bytes: int = Field(
+        1000,
+        ge=0,
+        description="JSON answers from this size on are compressed for clients that accept it, but "
+        "for those with whole pictures in them; 0: none.",
+    )
     disconnect_grace_s: float = Field(
         5.0,
         ge=0,
@@ -234,6 +240,10 @@ class LimitSettings(Section):
     draft_retention_s: float = Field(
         30 * 86400, ge=3600, description="Those that nobody changed or used for longer are removed."
     )
+    max_schedules: int = Field(20, ge=1, description="Schedules of one key; more answer 409.")
+    max_schedule_bytes: int = Field(
+        256 * 1024, ge=1024, description="Of the request of one schedule, with its pictures."
+    )
     max_queue: int = Field(1000, ge=1, description="Waiting tasks of one queue; more answer 429.")
 
 
@@ -298,6 +308,48 @@ class CallbackSettings(Section):
     timeout_s: float = Field(15.0, gt=0)
 
 
+class SdapiSettings(Section):
+    """Of the web UI's API."""
+
+    rounding: Literal["truncate", "round"] = Field(
+        "truncate",
+        description="Of levels to 8 bits: down, as in the web UI, or to the nearest, as in "
+        "diffusers and the other APIs here.",
+    )
+
+
+class TranslationSettings(Section):
+    """Of prompts that ask for it (`translate`): who translates, and from what to what."""
+
+    backend: Literal["none", "alibaba", "libretranslate"] = "none"
+    url: WebAddress | None = Field(
+        None,
+        description="Of the service; by default Alibaba's own. May be a private address: it is not "
+        "a client's.",
+    )
+    source: str = Field(
+        "auto",
+        pattern=r"^[A-Za-z-]{2,10}$",
+        description="Language of prompts, as the service calls it. `auto`: it is found out, and "
+        "what has no letters beyond ASCII stays as it is.",
+    )
+    target: str = Field("en", pattern=r"^[A-Za-z-]{2,10}$")
+    access_key_id: SecretStr | None = Field(None, description="Of Alibaba's.")
+    access_key_secret: SecretStr | None = None
+    api_key: SecretStr | None = Field(None, description="Of LibreTranslate, where it asks for one.")
+    timeout_s: float = Field(5.0, gt=0, le=60)
+
+    @model_validator(mode="after")
+    def _has_what_its_backend_needs(self) -> TranslationSettings:
+        if self.backend == "libretranslate" and self.url is None:
+            raise ValueError("url is needed for `backend: libretranslate`")
+        if self.backend == "alibaba" and not (self.access_key_id and self.access_key_secret):
+            raise ValueError(
+                "access_key_id and access_key_secret are needed for `backend: alibaba`"
+            )
+        return self
+
+
 class _Environment(EnvSettingsSource):
     """Says which variable it is that cannot be read."""
 
@@ -358,6 +410,8 @@ class Settings(BaseSettings):
     portraits: PortraitSettings = PortraitSettings()
     faces: FaceSettings = FaceSettings()
     pai: PaiSettings = PaiSettings()
+    translation: TranslationSettings = TranslationSettings()
+    sdapi: SdapiSettings = SdapiSettings()
     styles_file: Path = Field(
         STYLES_FILE,
         description="Styles that requests of the web UI's API may name: a CSV file of the columns "

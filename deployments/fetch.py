@@ -152,6 +152,26 @@ async def post(
         return Response(response.status, _headers(response))
 
 
+async def ask(
+    url: str,
+    body: bytes,
+    headers: Mapping[str, str],
+    *,
+    max_bytes: int,
+    policy: UrlPolicy,
+    network: Network = INTERNET,
+) -> tuple[int, bytes]:
+    """Status and body of the answer to a POST; a redirect is not followed.
+
+    Raises UrlRefused, FetchFailed.
+    """
+    async with (
+        _deadline(policy),
+        _exchange("POST", _parse(url), headers, body, policy, network) as response,
+    ):
+        return response.status, await _body(response, max_bytes, policy)
+
+
 def _parse(url: str) -> httpx.URL:
     """The only parser: what it says is judged, dialled and sent. Raises UrlRefused."""
     if len(url) > _MAX_URL_CHARS:

@@ -22,7 +22,7 @@ from deployments.log import TaskLogger, get_logger
 from deployments.lora_task import Attempt, Refused, Report, StepDone, Trained
 from deployments.pictures import patiently
 from deployments.storage import open_store
-from deployments.storage.store import ObjectNotFound, StorageUnavailable
+from deployments.storage.store import BINARY, ObjectNotFound, StorageUnavailable
 from deployments.tasks.image import output_key
 from deployments.tasks.model import Output, Progress
 from deployments.tasks.training import (
@@ -51,7 +51,6 @@ SAY_EVERY_S = 0.25
 CURVE_EVERY_S = 10.0
 """The curve is kept between two checkpoints as well, for those who look at it meanwhile."""
 PREVIEW_PX = 512
-_FILE = "application/octet-stream"
 
 
 class LoraRun:
@@ -187,7 +186,7 @@ class LoraRun:
         """The curve first: it may be longer than the checkpoint, never shorter."""
         task_id, fence = self._attempt.task_id, self._attempt.fence
         self._wait(self._keep_curve)
-        self._wait(lambda: self._objects.put_file(checkpoint_key(task_id, fence), path, _FILE))
+        self._wait(lambda: self._objects.put_file(checkpoint_key(task_id, fence), path, BINARY))
 
     async def _keep_curve(self) -> None:
         key = curve_key(self._attempt.task_id, self._attempt.fence)
@@ -207,7 +206,7 @@ class LoraRun:
             if result.best is not None:
                 file, other = result.best, file
         task_id, fence = self._attempt.task_id, self._attempt.fence
-        outputs = [Output(key=output_key(task_id, fence, "lora.safetensors"), content_type=_FILE)]
+        outputs = [Output(key=output_key(task_id, fence, "lora.safetensors"), content_type=BINARY)]
         self._put(outputs[0], file)
         for number, path in enumerate(self._previews):
             with Image.open(path) as picture:
@@ -223,7 +222,7 @@ class LoraRun:
         if other is not None:
             name = "best" if other == result.best else "last"
             key = output_key(task_id, fence, f"{name}.safetensors")
-            outputs.append(Output(key=key, content_type=_FILE))
+            outputs.append(Output(key=key, content_type=BINARY))
             self._put(outputs[-1], other)
         preview = _jpeg(self._previews[0]) if self._previews else None
         references = person.references if person else ()

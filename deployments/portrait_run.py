@@ -13,7 +13,7 @@ import numpy as np
 from deployments.log import TaskLogger, get_logger
 from deployments.pictures import patiently
 from deployments.runner import Job
-from deployments.storage.store import ObjectNotFound, ObjectStore, StorageUnavailable
+from deployments.storage.store import BINARY, ObjectNotFound, ObjectStore, StorageUnavailable
 from deployments.tasks.image import output_key
 from deployments.tasks.model import Output, Progress
 from deployments.tasks.portrait import PortraitOrder, state_key
@@ -194,7 +194,7 @@ class PortraitRun:
         data = await asyncio.to_thread(write_state, portrait, done)
         key = state_key(self._job.task.id, self._job.claim.fence)
         try:
-            await self._bench.objects.put(key, data, "application/octet-stream")
+            await self._bench.objects.put(key, data, BINARY)
         except StorageUnavailable as error:
             self._log.warning("a state was not saved: %s", error)
             return

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
 from deployments.log import TaskLogger, get_logger
-from deployments.storage.store import ObjectNotFound, ObjectStore, StorageUnavailable
+from deployments.storage.store import BINARY, ObjectNotFound, ObjectStore, StorageUnavailable
 from deployments.tasks.image import STATE_PREFIX
 from deployments.tasks.model import Task
 from pipelines.engine.request import EngineEvent, EventKind
@@ -88,7 +88,7 @@ class SavedStates:
         snapshot = await asyncio.wrap_future(self._snapshot(request_id))
         if snapshot is not None:
             data = await asyncio.to_thread(snapshot.to_bytes)
-            await self._objects.put(key, data, "application/octet-stream")
+            await self._objects.put(key, data, BINARY)
 
     async def forget(self, task_id: str, count: int) -> None:
         """Once the task has ended."""

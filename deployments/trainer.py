@@ -21,7 +21,7 @@ from deployments.loras.store import LoraStore
 from deployments.pictures import patiently
 from deployments.runner import AttemptFailed, Job, TaskRunner
 from deployments.storage import open_store
-from deployments.storage.store import ObjectStore, StorageUnavailable
+from deployments.storage.store import BINARY, ObjectStore, StorageUnavailable
 from deployments.tasks.errors import StoreUnavailable
 from deployments.tasks.image import output_key
 from deployments.tasks.model import Output, Progress, Task
@@ -155,8 +155,8 @@ class Trainer:
         with tempfile.TemporaryDirectory(prefix="daguerre-") as folder:
             path = Path(folder, "lora.safetensors")
             await patiently(lambda: self._objects.fetch(version.key, path))
-            await patiently(lambda: self._objects.put_file(key, path, "application/octet-stream"))
-        return Output(key=key, content_type="application/octet-stream", lora_id=lora.id)
+            await patiently(lambda: self._objects.put_file(key, path, BINARY))
+        return Output(key=key, content_type=BINARY, lora_id=lora.id)
 
     async def _send_preview(self, job: Job, jpeg: bytes) -> None:
         await self._store.preview(job.claim, jpeg)

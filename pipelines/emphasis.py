@@ -6,6 +6,11 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Iterable
+from typing import Literal, get_args
+
+Emphasis = Literal["Original", "No norm", "Ignore", "None"]
+"""What weights do, in the web UI's words."""
+EMPHASES: tuple[str, ...] = get_args(Emphasis)
 
 Piece = tuple[str, float]
 """Text and its weight."""

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from pipelines.components import Components
-from pipelines.emphasis import BREAK, Token, chunk_tokens, parse_emphasis
+from pipelines.emphasis import BREAK, Emphasis, Token, chunk_tokens, parse_emphasis
 from pipelines.lora.bank import LoraBank, RowLoras
 from pipelines.lru import LruCache
 from pipelines.textual_inversion.folder import NO_EMBEDDINGS, Embeddings, inserted
@@ -36,6 +36,8 @@ class Prompt:
     long: bool = False
     loras: RowLoras = ()
     """What the text encoders wear."""
+    emphasis: Emphasis = "Original"
+    """What weights do, as `ImageRequest.emphasis`."""
 
 
 @dataclass(frozen=True)
@@ -189,7 +191,8 @@ def _forward(encoder: _Encoder, chunks: Sequence[tuple[Prompt, list[Token]]]) ->
         row = slice(i, i + 1)
         hidden = _layer(module, output, row, prompt.clip_skip, is_xl=components.is_xl)
         pooled = output[0][row] if output[0].ndim == 2 else None
-        embeds.append(PromptEmbeds(_weighted(hidden, [weight for _, weight in chunk]), pooled))
+        tokens = _weighted(hidden, [weight for _, weight in chunk], prompt.emphasis)
+        embeds.append(PromptEmbeds(tokens, pooled))
     return embeds
 
 
@@ -205,12 +208,14 @@ def _layer(encoder: Any, output: Any, row: slice, clip_skip: int, *, is_xl: bool
     return hidden
 
 
-def _weighted(tokens: torch.Tensor, weights: Sequence[float]) -> torch.Tensor:
+def _weighted(tokens: torch.Tensor, weights: Sequence[float], emphasis: Emphasis) -> torch.Tensor:
     """The chunk with each token times its weight, and then with the mean that it had before."""
-    if all(weight == 1 for weight in weights):
+    if emphasis == "Ignore" or all(weight == 1 for weight in weights):
         return tokens
     # begin, end and padding weigh 1
     factors = torch.ones(tokens.shape[1])
     factors[1 : 1 + len(weights)] = torch.tensor(weights)
     weighted = tokens * factors.to(tokens)[:, None]
+    if emphasis == "No norm":
+        return weighted
     return weighted * (tokens.mean() / weighted.mean())

@@ -17,11 +17,12 @@ from deployments.address import is_loopback
 from deployments.api import docs, errors, files
 from deployments.api.auth import KeyAuth
 from deployments.api.blocking import BlockingCalls
+from deployments.api.compression import JsonGzip
 from deployments.api.faces import FaceService
 from deployments.api.gallery import models as gallery_models
 from deployments.api.gallery import tasks as gallery_tasks
 from deployments.api.guard import BodyLimit, HostGuard, OriginGuard, RequestId
-from deployments.api.native import loras, portraits, routes, training
+from deployments.api.native import images, loras, portraits, routes, schedules, training
 from deployments.api.openai import routes as openai
 from deployments.api.openai.errors import worded
 from deployments.api.openapi import DocumentedApp
@@ -41,6 +42,7 @@ from deployments.local import local_redis_url
 from deployments.log import get_logger
 from deployments.loras.registry import LoraRegistry
 from deployments.loras.store import LoraStore
+from deployments.schedules.store import ScheduleStore
 from deployments.storage import open_store
 from deployments.tasks.model import Task
 from deployments.tasks.store import TaskStore
@@ -105,7 +107,8 @@ def create_app(
     web_ui = (sdapi.router, sdapi.internal_router, sdapi_lists.router, controlnet_routes.router)
     lora_routers = (loras.router, loras.upload_router)
     faced = (portraits.face_router, *painters)
-    for keyed in (routes.router, *lora_routers, *trained, *faced, *gallery, *web_ui):
+    native = (routes.router, images.router, schedules.router)
+    for keyed in (*native, *lora_routers, *trained, *faced, *gallery, *web_ui):
         app.include_router(keyed, dependencies=[Security(key)] if auth.required else [])
     bearer = HTTPBearer(scheme_name="Bearer", auto_error=False)
     app.include_router(openai.router, dependencies=[Security(bearer)] if auth.required else [])
@@ -128,7 +131,8 @@ def open_services(
     objects = open_store(settings)
     loras = LoraRegistry(LoraStore.connect(redis_url, settings.tasks), objects)
     drafts = DraftStore.connect(redis_url, settings.tasks)
-    return Services(settings, store, objects, loras, drafts, faces)
+    schedules = ScheduleStore.connect(redis_url, settings.tasks)
+    return Services(settings, store, objects, loras, drafts, schedules, faces)
 
 
 def _middleware(settings: Settings, auth: KeyAuth, echo: bool) -> list[Middleware]:
@@ -144,6 +148,8 @@ def _middleware(settings: Settings, auth: KeyAuth, echo: bool) -> list[Middlewar
     }
     limit = settings.http.max_body_bytes
     found.append(Middleware(BodyLimit, max_bytes=limit, by_path=uploads))
+    if least := settings.http.gzip_min_bytes:
+        found.append(Middleware(JsonGzip, min_bytes=least))
     return found
 
 

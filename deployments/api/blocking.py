@@ -19,7 +19,8 @@ from starlette.types import Receive, Scope, Send
 
 from deployments.api.connection import while_connected
 from deployments.api.errors import TaskCanceled, TaskFailed, TooManyStreams
-from deployments.api.services import Services, Submission
+from deployments.api.services import Services
+from deployments.api.submission import Submission
 from deployments.background import Background
 from deployments.log import TaskLogger, get_logger
 from deployments.tasks.errors import AlreadyEnded, StoreUnavailable, TaskNotFound

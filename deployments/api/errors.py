@@ -24,6 +24,7 @@ from deployments.loras.errors import (
     TooManyLoras,
     UploadExpired,
 )
+from deployments.schedules.errors import ScheduleNotFound, TooManySchedules
 from deployments.storage.store import ObjectNotFound, StorageUnavailable
 from deployments.tasks.errors import (
     AlreadyEnded,
@@ -32,10 +33,12 @@ from deployments.tasks.errors import (
     NotPausable,
     NotPaused,
     NotQueued,
+    NotRetryable,
     QueueFull,
     StoreUnavailable,
     TaskNotFound,
 )
+from deployments.translation import TranslationUnavailable
 from pipelines.errors import InvalidRequest
 from pipelines.portrait.errors import PortraitError
 
@@ -124,7 +127,9 @@ RULES: dict[type[Exception], Rule] = {
     LoraNotFound: Rule(404, "lora_not_found"),
     NoCurve: Rule(404, "no_curve"),
     DraftNotFound: Rule(404, "draft_not_found"),
+    ScheduleNotFound: Rule(404, "schedule_not_found"),
     Locked: Rule(409, "locked"),
+    TooManySchedules: Rule(409, "too_many_schedules"),
     TooManyDrafts: Rule(409, "too_many_drafts"),
     NameTaken: Rule(409, "name_taken"),
     TooManyLoras: Rule(409, "too_many_loras"),
@@ -134,6 +139,7 @@ RULES: dict[type[Exception], Rule] = {
     NotPausable: Rule(409, "not_pausable"),
     NotPaused: Rule(409, "not_paused"),
     NotQueued: Rule(409, "not_queued"),
+    NotRetryable: Rule(409, "not_retryable"),
     IdempotencyConflict: Rule(409, "idempotency_conflict"),
     BodyTooLarge: Rule(413, "body_too_large", headers=lambda _: {"Connection": "close"}),
     UnsupportedMediaType: Rule(415, "content_type", field=lambda _: ("header", "Content-Type")),
@@ -163,6 +169,12 @@ RULES: dict[type[Exception], Rule] = {
         headers=lambda _: retry_after(1),
     ),
     FacesUnavailable: Rule(503, "faces_unavailable", headers=lambda _: retry_after(1)),
+    TranslationUnavailable: Rule(
+        503,
+        "translation_unavailable",
+        "The prompt could not be translated, try again, or send it with translate false.",
+        headers=lambda _: retry_after(5),
+    ),
     UploadExpired: Rule(503, "upload_expired", headers=lambda _: retry_after(1)),
     TimeoutError: Rule(
         503, "timeout", "The request took too long, try again.", headers=lambda _: retry_after(1)

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 
 from deployments.api.route import services_of
 from deployments.storage.local import LocalStore
-from deployments.storage.store import ObjectNotFound
+from deployments.storage.store import BINARY, ObjectNotFound
 
 CONTENT_TYPES = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp"}
 
@@ -36,7 +36,7 @@ async def get_file(token: str, key: str, request: Request) -> Response:
         "Content-Security-Policy": "default-src 'none'; sandbox",
         "X-Content-Type-Options": "nosniff",
     }
-    kind = CONTENT_TYPES.get(name.rpartition(".")[2], "application/octet-stream")
+    kind = CONTENT_TYPES.get(name.rpartition(".")[2], BINARY)
     return _ranged(data, request.headers.get("range", ""), kind, headers)
 
 

@@ -20,7 +20,7 @@ from deployments.fetch import UrlPolicy
 from deployments.log import TaskLogger, get_logger
 from deployments.loras.model import Lora
 from deployments.loras.registry import LoraRegistry
-from deployments.storage.store import ObjectStore
+from deployments.storage.store import BINARY, ObjectStore
 from deployments.tasks.limit import MIN_SIDE_PX, check_lengths, check_within, file_format, given_or
 from deployments.tasks.lora import NamedLora, OrderedLora
 from deployments.tasks.model import Kind, NewTask, Task
@@ -153,7 +153,7 @@ class PortraitService:
         try:
             for name, data in files.items():
                 key = upload_key(task_id, name)
-                await self._objects.put(key, data, "application/octet-stream")
+                await self._objects.put(key, data, BINARY)
             task, created = await self._store.create(
                 NewTask(
                     kind=Kind.PORTRAIT,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from configs.settings import Settings
 from deployments.fetch import FetchFailed, UrlPolicy, UrlRefused, fetch
-from deployments.storage.store import ObjectStore
+from deployments.storage.store import BINARY, ObjectStore
 from deployments.tasks.image import INPUT_PREFIX, ImageFields, ImageOrder
 from deployments.tasks.limit import MIN_SIDE_PX, Size
 from pipelines.errors import InvalidRequest
@@ -99,4 +99,4 @@ class SentPictures:
         )
         # By content: the same picture sent again is stored once, and a repeated put renews it.
         key = INPUT_PREFIX + hashlib.sha256(sent).hexdigest()
-        return SentPicture(key, sent, "application/octet-stream", image.size)
+        return SentPicture(key, sent, BINARY, image.size)

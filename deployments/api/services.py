@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
-import hashlib
-import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -20,7 +18,9 @@ from deployments.api.loras import LoraService
 from deployments.api.models import ModelService
 from deployments.api.photos import SentPhoto
 from deployments.api.portraits import PortraitService, PortraitSubmission
-from deployments.api.sent import SentPictures
+from deployments.api.schedules import ScheduleService
+from deployments.api.sent import SentPicture, SentPictures
+from deployments.api.submission import Submission
 from deployments.api.training import NewTraining, TrainingService
 from deployments.drafts.errors import DraftNotFound
 from deployments.drafts.model import parse_image_id
@@ -28,15 +28,17 @@ from deployments.drafts.store import DraftStore
 from deployments.fetch import UrlPolicy, check_url
 from deployments.log import TaskLogger, get_logger
 from deployments.loras.registry import LoraRegistry
+from deployments.schedules.store import ScheduleStore
 from deployments.storage.store import ObjectStore, StorageUnavailable
 from deployments.tasks.errors import StoreUnavailable, TaskNotFound
 from deployments.tasks.exchange import Page
-from deployments.tasks.image import ImageFields
+from deployments.tasks.image import ImageFields, ImageOrder
+from deployments.tasks.limit import check_lengths
 from deployments.tasks.model import TERMINAL, Event, Kind, NewTask, Position, Status, Task
 from deployments.tasks.portrait import portrait_prefix
 from deployments.tasks.store import MAX_PAGE, TaskStore
 from deployments.tasks.training import Curve, training_prefix
-from deployments.tasks.webui import NOBODY, Caller
+from deployments.translation import Translator
 from pipelines.errors import InvalidRequest
 from pipelines.portrait.photo import PhotoCheck
 
@@ -44,40 +46,11 @@ T = TypeVar("T")
 
 log = get_logger(__name__)
 
-MAX_DELAY_S = 7 * 86400.0
 MAX_STREAMS = 400
 """Of one replica: each holds one of its store connections and one of its places at Serve."""
 _WAIT_STEP_S, _FULL_WAIT_S = 2.0, 1.0
 _DECODERS = 4
 """Clients' pictures decoded at once: each may take 3 bytes a pixel of `max_input_pixels`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Submission:
-    """One request for pictures, in no dialect's words."""
-
-    fields: ImageFields
-    model: str | None = None
-    init_image: str | bytes | None = None
-    """A data URL, or a file."""
-    mask_image: str | bytes | None = None
-    """As `init_image`, and only with one."""
-    priority: int = 0
-    delay_s: float = 0.0
-    callback_url: str | None = None
-    idempotency_key: str | None = None
-    caller: Caller = NOBODY
-
-    def fingerprint(self, pictures: Mapping[str, str]) -> str:
-        """Equal for equal requests: tells a repeated one from another one under the same key.
-
-        `pictures` are the keys of those the client sent, by field. What was left out does not
-        count, so that fields which a later release adds change nothing.
-        """
-        rest = (self.model, self.priority, self.delay_s, self.callback_url)
-        fields = self.fields.model_dump(exclude_defaults=True)
-        text = json.dumps([fields, dict(pictures), rest], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -102,6 +75,7 @@ class Services:
         objects: ObjectStore,
         loras: LoraRegistry,
         drafts: DraftStore,
+        schedules: ScheduleStore,
         faces: FaceService | None = None,
     ) -> None:
         """`faces`: where the face models run; None: in this process."""
@@ -119,6 +93,8 @@ class Services:
         faces = faces or LocalFaces(settings.limits.max_input_pixels)
         self.portraits = PortraitService(settings, store, objects, loras, faces)
         self.models = ModelService(self, drafts)
+        self.schedules = ScheduleService(self, schedules)
+        self._translator = Translator.of(settings.translation)
         self._url_policy = UrlPolicy(settings.callbacks.allowed_private_hosts)
 
     @property
@@ -131,15 +107,62 @@ class Services:
         await self.store.close()
         await self.loras.registry.store.close()
         await self.models.drafts.close()
+        await self.schedules.store.close()
         await self.objects.close()
 
     async def generate(self, new: Submission, owner: str) -> Task:
         """Create a task, or find the one made by the same idempotency key.
 
         Raises InvalidRequest, QueueFull, IdempotencyConflict, StoreUnavailable,
-        StorageUnavailable.
+        StorageUnavailable, TranslationUnavailable.
+        """
+        order, pictures, guides = await self._judged(new)
+        fields = new.fields
+        if new.translate:
+            fields = await self._translated(fields)
+            originals = (order.prompt, order.negative_prompt)
+            prompts = {"prompt": fields.prompt, "negative_prompt": fields.negative_prompt}
+            order = order.model_copy(update=prompts | {"originals": originals})
+        task_id, wanted = str(uuid.uuid4()), fields.named_loras(self.settings.limits)
+        registry = self.loras.registry
+        order = order.wearing(await registry.order(wanted, owner=owner, task_id=task_id))
+        order = order.named(new.caller)
+        for picture in (*pictures.values(), *guides):
+            await picture.keep(self.objects)
+        task, created = await self.store.create(
+            NewTask(
+                queue=order.model,
+                owner=owner,
+                input=order.model_dump(mode="json"),
+                priority=new.priority,
+                delay_s=new.delay_s,
+                not_before=new.not_before,
+                callback_url=new.callback_url,
+                idempotency_key=new.idempotency_key,
+            ),
+            task_id=task_id,
+            fingerprint=new.fingerprint({field: p.key for field, p in pictures.items()}),
+        )
+        if wanted and not created:
+            await registry.store.release([task_id])
+        TaskLogger(log, task.id).info("created" if created else "asked for again")
+        return task
+
+    async def check(self, new: Submission) -> None:
+        """Raises what `generate` would of the request itself: InvalidRequest."""
+        await self._judged(new)
+        new.fields.named_loras(self.settings.limits)
+
+    async def _judged(
+        self, new: Submission
+    ) -> tuple[ImageOrder, dict[str, SentPicture], list[SentPicture]]:
+        """What a request asks for, LoRAs not looked up, and the pictures that it brings: by field,
+        and those that guide.
         """
         model = self.model(new.model)
+        new.check_start()
+        if new.translate and self._translator is None:
+            raise InvalidRequest("translate", "translate must be false: no translator is set here")
         if new.callback_url is not None:
             await check_url(new.callback_url, self._url_policy)
         init = await self.sent.read("init_image", new.init_image)
@@ -151,31 +174,18 @@ class Services:
             mask_key=mask.key if mask else None,
         )
         order, guides = await self.sent.guides(new.fields, order)
-        task_id, wanted = str(uuid.uuid4()), new.fields.named_loras(self.settings.limits)
-        registry = self.loras.registry
-        order = order.wearing(await registry.order(wanted, owner=owner, task_id=task_id))
-        order = order.named(new.caller)
         sent = {"init_image": init, "mask_image": mask}
-        pictures = {field: picture for field, picture in sent.items() if picture is not None}
-        for picture in (*pictures.values(), *guides):
-            await picture.keep(self.objects)
-        task, created = await self.store.create(
-            NewTask(
-                queue=model,
-                owner=owner,
-                input=order.model_dump(mode="json"),
-                priority=new.priority,
-                delay_s=new.delay_s,
-                callback_url=new.callback_url,
-                idempotency_key=new.idempotency_key,
-            ),
-            task_id=task_id,
-            fingerprint=new.fingerprint({field: p.key for field, p in pictures.items()}),
+        return order, {field: p for field, p in sent.items() if p is not None}, guides
+
+    async def _translated(self, fields: ImageFields) -> ImageFields:
+        """Raises TranslationUnavailable, InvalidRequest where that is too long."""
+        assert self._translator is not None
+        prompt, negative = await asyncio.gather(
+            self._translator.prompt(fields.prompt),
+            self._translator.prompt(fields.negative_prompt or ""),
         )
-        if wanted and not created:
-            await registry.store.release([task_id])
-        TaskLogger(log, task.id).info("created" if created else "asked for again")
-        return task
+        check_lengths(self.settings.limits, prompt=prompt, negative_prompt=negative)
+        return fields.model_copy(update={"prompt": prompt, "negative_prompt": negative})
 
     async def train(self, new: NewTraining, owner: str) -> Task:
         """Create a LoRA task; raises as `generate` and `TrainingService.submit`."""

@@ -1,4 +1,4 @@
-"""What runs beside the requests: callbacks are sent, expired tasks and stray blobs removed."""
+"""What runs beside the requests: due schedules make tasks, expired ones and stray blobs go."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable
 
-from deployments.api.services import MAX_DELAY_S, Services
+from deployments.api.services import Services
+from deployments.api.submission import MAX_DELAY_S
 from deployments.log import TaskLogger, get_logger
 from deployments.storage.store import StorageUnavailable
 from deployments.tasks.errors import StoreUnavailable
@@ -18,6 +19,7 @@ log = get_logger(__name__)
 
 SWEEP_EVERY_S = 60.0
 LEASES_EVERY_S = 3.0
+SCHEDULES_EVERY_S = 1.0
 STRAYS_EVERY_S = 3600.0
 DAY_S = 86400.0
 
@@ -32,7 +34,9 @@ class Upkeep:
     async def run(self) -> None:
         """Until cancelled. A store that is away is tried again at the next turn."""
         await asyncio.gather(
-            self._repeat(self.sweep, SWEEP_EVERY_S), self._repeat(self.sweep_leases, LEASES_EVERY_S)
+            self._repeat(self.sweep, SWEEP_EVERY_S),
+            self._repeat(self.sweep_leases, LEASES_EVERY_S),
+            self._repeat(self._services.schedules.run_due, SCHEDULES_EVERY_S),
         )
 
     async def _repeat(self, step: Callable[[], Awaitable[None]], every_s: float) -> None:

@@ -34,7 +34,7 @@ Name = Annotated[
 ]
 WebAddress = Annotated[str, StringConstraints(pattern=r"^https?://[^\s]+$", max_length=2048)]
 _UUID = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
-_IMAGE = re.compile(rf"({_UUID})[./](\d{{1,4}})")
+_IMAGE = re.compile(rf"({_UUID})[./]([0-9]{{1,4}})")
 ImageId = Annotated[str, StringConstraints(pattern=f"^{_IMAGE.pattern}$")]
 DatasetId = Annotated[str, StringConstraints(pattern=rf"^{_UUID}$")]
 

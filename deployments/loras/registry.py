@@ -12,7 +12,7 @@ from uuid import uuid4
 from deployments.log import get_logger
 from deployments.loras.model import PREFIX, Lora, NewLora, Version, folded
 from deployments.loras.store import LoraStore, Unknown
-from deployments.storage.store import ObjectStore
+from deployments.storage.store import BINARY, ObjectStore
 from deployments.tasks.errors import TaskNotFound
 from deployments.tasks.lora import NamedLora, OrderedLora
 from deployments.tasks.model import TERMINAL, Claim
@@ -22,7 +22,6 @@ from pipelines.lora.header import LoraHeader, read_header
 
 log = get_logger(__name__)
 
-CONTENT_TYPE = "application/octet-stream"
 HOLD_S = 600.0
 """How long a LoRA is in use by a task that is not there: it is about to be created, or its call
 came without a task and fetches the file first.
@@ -72,7 +71,7 @@ class LoraRegistry:
         key = f"{PREFIX}{uuid4().hex}.safetensors"
         version = await asyncio.to_thread(_described, path, header, key, new)
         await self.store.announce(key)
-        await self._objects.put_file(key, path, CONTENT_TYPE)
+        await self._objects.put_file(key, path, BINARY)
         if curve is not None:
             curve_key = await self._keep(curve, "json", "application/json")
             version = version.model_copy(update={"curve_key": curve_key})

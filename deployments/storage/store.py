@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
+BINARY = "application/octet-stream"
+"""The content type of files that are no pictures."""
+
 
 class ObjectNotFound(KeyError):
     """No object lies under this key."""

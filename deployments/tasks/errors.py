@@ -70,6 +70,16 @@ class NotPaused(DaguerreError):
         self.status = status
 
 
+class NotRetryable(DaguerreError):
+    """Only pictures that failed or were canceled can be drawn once more."""
+
+    def __init__(self, kind: Kind, status: Status) -> None:
+        super().__init__(
+            "Only a task of kind image that failed or was canceled can be retried, this is one of "
+            f"kind {kind} and {status}."
+        )
+
+
 class NotEnded(DaguerreError):
     """The task has not ended, so its record cannot be deleted."""
 

@@ -77,9 +77,7 @@ class ImageFields(BaseModel):
     negative_prompt: Text | None = Field(None, description="What should not be in the picture.")
     width: Whole | None = Field(None, description=_SIDE)
     height: Whole | None = Field(None, description=_SIDE)
-    num_images: Whole | None = Field(
-        1, description="Pictures to draw: 1-10 (the upper limit is a setting)."
-    )
+    num_images: Whole | None = Field(1, description="Pictures to draw: 1-10 (a setting).")
     num_inference_steps: Whole | None = Field(
         None, description="Denoising steps: more is better and slower; 20-50 is usual."
     )
@@ -103,8 +101,7 @@ class ImageFields(BaseModel):
     )
     masked_content: MaskedContent | None = Field(
         "original",
-        description="Inpainting: what stands under the mask at first; `fill`: colours "
-        "from around it.",
+        description="Inpainting: what is under the mask at first; `fill`: colours around it.",
     )
     strength: Real | None = Field(
         None, description="Image-to-image only, 0.0-1.0: how much to change the initial picture."
@@ -297,6 +294,9 @@ class ImageOrder(GuidedOrder):
     metadata: Metadata | None = None
     client_id: str | None = Field(None, description="What its caller calls it.")
     client_span: tuple[float, float] = Field((0.0, 1.0), description="Its share of the call.")
+    originals: tuple[str, str] | None = Field(
+        None, description="Prompt and negative prompt as they were before a translation."
+    )
 
     def wearing(self, loras: tuple[OrderedLora, ...]) -> ImageOrder:
         """With these, which are `ImageFields.named_loras` looked up."""

@@ -102,6 +102,7 @@ class NewTask(Frozen):
     input: dict[str, Any] = Field(description="Domain request as JSON; blobs by object key only.")
     priority: int = Field(0, ge=MIN_PRIORITY, le=MAX_PRIORITY)
     delay_s: float = Field(0.0, ge=0, description="Start no earlier than this from now, seconds.")
+    not_before: datetime | None = Field(None, description="Start no earlier than this; aware.")
     callback_url: str | None = None
     idempotency_key: str | None = Field(None, max_length=255)
 

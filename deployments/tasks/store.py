@@ -113,6 +113,7 @@ class TaskStore:
             **{name: body[name] for name in ("kind", "queue", "owner", "priority")},
             input=json.dumps(body["input"]),
             delay=us(new.delay_s),
+            not_before=None if new.not_before is None else us(new.not_before.timestamp()),
             callback_url=new.callback_url,
             idem=idem,
             fingerprint=fingerprint,

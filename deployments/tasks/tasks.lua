@@ -423,14 +423,15 @@ function verbs.create()
     return {'full', int(run and run / side_by_side or 0)}
   end
   local seq = call('INCR', P .. 'seq')
+  local due = math.max(NOW + A.delay, A.not_before or 0)
   local h = {id = A.id}
   set(h, {
     v = VERSION, id = A.id, kind = A.kind, queue = A.queue, owner = A.owner, input = A.input,
     priority = A.priority, seq = seq, score = seq - A.priority * PRIORITY_STEP,
-    status = A.delay > 0 and 'scheduled' or 'queued', fence = 0, attempt = 0, errors = 0, lost = 0,
+    status = due > NOW and 'scheduled' or 'queued', fence = 0, attempt = 0, errors = 0, lost = 0,
     step = 0, steps = 0, created = NOW, updated = NOW,
   })
-  if A.delay > 0 then set(h, {not_before = NOW + A.delay}) end
+  if due > NOW then set(h, {not_before = due}) end
   if A.callback_url then set(h, {callback_url = A.callback_url}) end
   if A.idem then
     set(h, {idem = A.idem})

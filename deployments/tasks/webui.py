@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pydantic import Field, field_validator
 
@@ -13,6 +13,7 @@ from deployments.tasks.field import Real, WebuiSampler, WebuiScheduler, Whole
 from deployments.tasks.hires import HiresFields
 from deployments.tasks.lora import OrderedLora, lora_hashes
 from deployments.tasks.model import Frozen
+from pipelines.emphasis import Emphasis
 from pipelines.engine.request import ImageRequest
 from pipelines.infotext import write
 from pipelines.webui.sampler import AUTOMATIC
@@ -42,6 +43,10 @@ class WebuiFields(Frozen):
     eta_noise_seed_delta: Whole = Field(0, ge=-(2**31), le=2**31)
     noise_multiplier: Real = Field(1.0, ge=0)
     exact_steps: bool = False
+    emphasis: Emphasis = Field("Original", description="What weights in prompts do.")
+    rounding: Literal["round", "truncate"] = Field(
+        "round", description="Of 8-bit levels; the web UI truncates."
+    )
     steps_before: Whole = Field(
         0, ge=0, le=1000, description="Of an earlier pass: prompts that change count them."
     )

@@ -17,7 +17,7 @@ from pipelines.diffusion.check_webui import (
     check_webui,
     is_latent_sized,
 )
-from pipelines.diffusion.conditioning import texts_by_step
+from pipelines.diffusion.conditioning import texts_by_step, weighted
 from pipelines.diffusion.sampling import request_table
 from pipelines.diffusion.state import row_count
 from pipelines.emphasis import parse_emphasis
@@ -151,7 +151,7 @@ def _check_texts(request: ImageRequest, field: str, parts: Sequence[str]) -> Non
         return
     try:
         texts = {text for part in parts for _, text in texts_by_step(request, part)}
-        for text in texts:
+        for text in texts if weighted(request) else ():
             parse_emphasis(text)
     except ValueError as error:
         raise InvalidRequest(field, f"{field} cannot be read as weighted: {error}") from error

@@ -80,13 +80,19 @@ def texts_by_step(request: ImageRequest, text: str) -> list[tuple[int, str]]:
     return prompt_schedule(text, before, steps) if before else prompt_schedule(text, steps)
 
 
+def weighted(request: ImageRequest) -> bool:
+    """Whether brackets in its prompts mean weights."""
+    return (request.prompt_editing or request.prompt_weighting) and request.emphasis != "None"
+
+
 def _by_step(
     parts: Components, request: ImageRequest, field: str, text: str, clip_skip: int, loras: RowLoras
 ) -> tuple[tuple[int, Prompt], ...]:
     editing = request.prompt_editing
-    weighting, long = editing or request.prompt_weighting, editing or request.long_prompt
+    weighting, long = weighted(request), editing or request.long_prompt
+    emphasis = request.emphasis if weighting else "Original"
     entries = tuple(
-        (end, Prompt(text, clip_skip, weighting, long, loras))
+        (end, Prompt(text, clip_skip, weighting, long, loras, emphasis))
         for end, text in texts_by_step(request, text)
     )
     for _, prompt in entries:

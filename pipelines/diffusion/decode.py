@@ -27,7 +27,10 @@ def decode(parts: Components, states: Sequence[ImageState]) -> list[Picture]:
             continue
         latents = torch.cat([_final(states[i]) for i in alike])
         tiling = states[0].request.tiling
-        drawn, finite = decode_latents(parts, latents, tiny=tiny, tiling=tiling)
+        truncated = [states[i].request.rounding == "truncate" for i in alike]
+        drawn, finite = decode_latents(
+            parts, latents, tiny=tiny, tiling=tiling, truncated=truncated
+        )
         pictures |= zip(alike, drawn, strict=True)
         for i, ok in zip(alike, finite, strict=True):
             if not ok:

@@ -82,11 +82,17 @@ def encode_pixels(parts: Components, pixels: Mapping[Key, torch.Tensor]) -> dict
 
 
 def decode_latents(
-    parts: Components, latents: torch.Tensor, *, tiny: bool = False, tiling: bool = False
+    parts: Components,
+    latents: torch.Tensor,
+    *,
+    tiny: bool = False,
+    tiling: bool = False,
+    truncated: Sequence[bool] = (),
 ) -> tuple[list[Picture], list[bool]]:
-    """Pictures, rounded as diffusers rounds them, and whether each was finite.
+    """Pictures, and whether each was finite.
 
-    `tiny`: by `parts.tiny_vae`, which there must be.
+    `tiny`: by `parts.tiny_vae`, which there must be. `truncated`: of each picture, whether its
+    levels are rounded down; by default they are rounded as diffusers rounds them.
     """
     if tiny and (vae := parts.tiny_vae) is not None:
         scaled = latents.to(vae.dtype) / vae.config.scaling_factor
@@ -98,7 +104,11 @@ def decode_latents(
     finite = torch.isfinite(pixels).flatten(1).all(1).tolist()
     # clamp keeps NaN, whose conversion to uint8 is undefined
     levels = (torch.nan_to_num(pixels) * 0.5 + 0.5).clamp(0, 1) * 255
-    batch = levels.round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    whole = levels.round()
+    if any(truncated):
+        down = torch.tensor(truncated, device=levels.device)[:, None, None, None]
+        whole = torch.where(down, levels.floor(), whole)
+    batch = whole.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     return [np.ascontiguousarray(picture) for picture in batch], finite
 
 

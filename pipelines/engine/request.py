@@ -11,6 +11,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from pipelines.emphasis import Emphasis
+
 Picture = npt.NDArray[np.uint8]
 """height x width x 3, RGB, 0-255."""
 Latents = npt.NDArray[np.float32]
@@ -173,6 +175,9 @@ class ImageRequest:
     """What the picture is pasted onto, in place of `init_image` by `mask`."""
     prompt_weighting: bool = False
     """Both prompts are read as emphasis, `(a:1.2)`, `((a))`, `[a]`; else they are plain text."""
+    emphasis: Emphasis = "Original"
+    """What a weight does to its token: a factor, after which the chunk gets its mean back
+    (`Original`) or not (`No norm`); nothing (`Ignore`). `None`: brackets and BREAK are text."""
     long_prompt: bool = False
     """Prompts go on past 75 tokens, in chunks of 75, which BREAK ends early where prompts are
     weighted; else they are cut there."""
@@ -194,6 +199,9 @@ class ImageRequest:
     deep_cache: int = 1
     """The deep layers of the UNet run at every so many-th step, and their features are taken again
     at the steps between (DeepCache), which changes the picture; 1: they run at every step."""
+    rounding: Literal["round", "truncate"] = "round"
+    """How the picture comes to 8 bits: to the nearest level, as in diffusers, or down to the next,
+    as in the A1111 web UI."""
     tiny_decode: bool = False
     """The picture is decoded by the tiny VAE, which is much faster and loses some detail."""
     loras: tuple[LoraUse, ...] = ()

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
 from deployments.api.models import Model, PlanChanges
-from deployments.api.services import Submission
+from deployments.api.submission import Submission
 from deployments.drafts.model import Dataset, Draft, ImageId, Name, Pictures, WebAddress
 from deployments.loras.model import Lora, LoraName, Visibility
 from deployments.tasks.field import Real, Text, Whole

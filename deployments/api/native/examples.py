@@ -56,9 +56,11 @@ _COMMON: dict[str, Any] = {
     "updated_at": "2026-01-01T12:00:30.500000+00:00",
     "model": "embedded",
     "prompt": "a magical forest with glowing mushrooms",
+    "original_prompt": None,
     "seed": 12345,
     "priority": 0,
     "progress": {"step": 30, "steps": 30},
+    "not_before": None,
     "position": None,
     "training": None,
     "portrait": None,
@@ -112,6 +114,43 @@ TASKS: dict[str, dict[str, Any]] = {
 
 TASK_LIST: dict[str, Any] = {"tasks": [COMPLETED, CANCELED], "next_cursor": "0.41"}
 
+IMAGE: dict[str, Any] = {
+    "id": f"{TASK_ID}.0",
+    "task_id": TASK_ID,
+    "index": 0,
+    "url": f"{_URL}/0.png",
+    "content_type": "image/png",
+    "width": 512,
+    "height": 512,
+    "seed": 12345,
+    "model": "embedded",
+    "prompt": "an orange cat on the moon",
+    "negative_prompt": "",
+    "original_prompt": "月球上的橘猫",
+    "original_negative_prompt": "",
+    "parameters": {"prompt": "an orange cat on the moon", "num_inference_steps": 30, "seed": 12345},
+    "infotext": "an orange cat on the moon\nSteps: 30, Seed: 12345, Size: 512x512",
+    "created_at": "2026-01-01T12:00:00.125000+00:00",
+    "started_at": "2026-01-01T12:00:01.250000+00:00",
+    "finished_at": "2026-01-01T12:00:30.500000+00:00",
+}
+SCHEDULED: dict[str, Any] = {
+    "cron": "30 8 * * mon-fri",
+    "timezone": "Asia/Shanghai",
+    "name": "picture of the day",
+    "request": {"prompt": "a landscape at dawn", "width": 512, "height": 512},
+}
+PAUSE: dict[str, Any] = {"paused": True}
+SCHEDULE: dict[str, Any] = SCHEDULED | {
+    "id": "7d444840-9dc0-11d1-b245-5ffdce74fad2",
+    "paused": False,
+    "next_run_at": "2026-01-02T00:30:00+00:00",
+    "last_runs": [{"at": "2026-01-01T00:30:00+00:00", "task_id": TASK_ID, "error": None}],
+    "created_at": "2025-12-24T12:00:00.125000+00:00",
+    "updated_at": "2025-12-24T12:00:00.125000+00:00",
+}
+SCHEDULE_LIST: dict[str, Any] = {"schedules": [SCHEDULE | {"request": None}]}
+
 EVENTS = """\
 id: 1767268800125-0
 event: status
@@ -138,6 +177,15 @@ NOT_PAUSABLE: dict[str, Any] = {
     "detail": "Only a training can be paused, this is a task of kind image."
 }
 NOT_PAUSED: dict[str, Any] = {"detail": "The task is running, not paused."}
+NOT_RETRYABLE: dict[str, Any] = {
+    "detail": "Only a task of kind image that failed or was canceled can be retried, this is one "
+    "of kind image and succeeded."
+}
+IMAGE_NOT_FOUND: dict[str, Any] = {"detail": f"There is no image {TASK_ID}.3."}
+SCHEDULE_NOT_FOUND: dict[str, Any] = {"detail": f"There is no schedule {TASK_ID}."}
+TOO_MANY_SCHEDULES: dict[str, Any] = {
+    "detail": "You have 20 schedules, as many as you may: delete one."
+}
 TOO_LARGE: dict[str, Any] = {"detail": "the request body must be at most 33554432 bytes"}
 QUEUE_FULL: dict[str, Any] = {"detail": "The queue is full: 1000 tasks are waiting."}
 TOO_MANY_STREAMS: dict[str, Any] = {

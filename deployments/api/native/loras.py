@@ -25,6 +25,7 @@ from deployments.api.route import (
 from deployments.api.services import Services
 from deployments.loras.model import Filter, Lora, Visibility
 from deployments.loras.store import MAX_PAGE
+from deployments.storage.store import BINARY
 from pipelines.lora.header import Base
 
 PATH = "/api/v1/loras"
@@ -164,7 +165,7 @@ async def delete_lora(
         200: {
             "description": "The file as it was imported.",
             "content": {
-                "application/octet-stream": {
+                BINARY: {
                     "schema": {"type": "string", "format": "binary"},
                     "example": "(a .safetensors file)",
                 }
@@ -182,7 +183,7 @@ async def download_lora(
         "Content-Disposition": f"attachment; filename*=utf-8''{quote(found.name)}",
         "X-Content-Type-Options": "nosniff",
     }
-    return StreamingResponse(found.chunks, headers=headers, media_type="application/octet-stream")
+    return StreamingResponse(found.chunks, headers=headers, media_type=BINARY)
 
 
 def _upload(form: FormData, idempotency_key: str | None) -> LoraUpload:

@@ -12,7 +12,7 @@ from deployments.api.native import examples
 from deployments.api.native.form import FORM, JSON, inlined
 from deployments.api.photos import SentPhoto
 from deployments.api.portraits import PortraitSubmission, SentPerson
-from deployments.api.services import MAX_DELAY_S
+from deployments.api.submission import MAX_DELAY_S
 from deployments.tasks.field import Real, Text, Whole
 from deployments.tasks.lora import NamedLora
 from deployments.tasks.model import MAX_PRIORITY, MIN_PRIORITY

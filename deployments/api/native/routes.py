@@ -22,6 +22,7 @@ from deployments.api.native.schema import (
     TaskView,
     statuses_of,
 )
+from deployments.api.retry import retry
 from deployments.api.route import KeyedRoute, OwnerDep, ServicesDep, base_url
 from deployments.api.services import Services
 from deployments.api.socket import tell
@@ -184,6 +185,22 @@ async def move_to_front(
 ) -> TaskView:
     """Before everything that waits now."""
     return await _view(await services.move_to_front(task_id, owner), request, services)
+
+
+@router.post(
+    "/tasks/{task_id}/retry",
+    summary="Draw once more what failed",
+    responses=responses.COMMON
+    | responses.NOT_FOUND
+    | responses.NOT_RETRYABLE
+    | responses.INVALID
+    | responses.QUEUE_FULL
+    | responses.ok("The new task.", created=examples.CREATED),
+)
+async def retry_task(task_id: str, services: ServicesDep, owner: OwnerDep) -> CreatedView:
+    """A new task like one that failed or was canceled, with its seed. Asked for again, the same
+    new task; if that fails too, retry it in turn."""
+    return CreatedView.of(await retry(services, task_id, owner))
 
 
 @router.post(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, PlainSerializer
 
 from deployments.api.native import examples
-from deployments.api.services import MAX_DELAY_S, Submission
+from deployments.api.submission import MAX_DELAY_S, Submission
+from deployments.schedules.model import Recipe
 from deployments.tasks.field import Real, Text, Whole
 from deployments.tasks.image import ImageFields
 from deployments.tasks.model import MAX_PRIORITY, MIN_PRIORITY, Kind, Position, Status, Task
@@ -43,7 +45,7 @@ def statuses_of(word: StatusWord | None) -> tuple[Status | None, ...]:
     return tuple(status for status, its_word in WORDS.items() if its_word == word)
 
 
-class GenerateBody(ImageFields):
+class DrawBody(ImageFields):
     """What to draw; with `init_image` from that picture, else from the prompt alone."""
 
     model_config = ConfigDict(json_schema_extra={"examples": list(examples.GENERATE.values())})
@@ -64,8 +66,35 @@ class GenerateBody(ImageFields):
     priority: Whole | None = Field(
         0, ge=MIN_PRIORITY, le=MAX_PRIORITY, description="Higher starts earlier."
     )
+    translate: bool | None = Field(
+        False,
+        description="Translate both prompts first, where the server has a translator. Tags, "
+        "brackets and weights stay.",
+    )
+
+    def recipe(self) -> Recipe:
+        """All of it, in no dialect's words."""
+        return Recipe(
+            fields=ImageFields(**self.model_dump(include=set(ImageFields.model_fields))),
+            model=self.model,
+            init_image=self.init_image,
+            mask_image=self.mask_image,
+            priority=self.priority or 0,
+            callback_url=self.callback_url,
+            translate=self.translate or False,
+        )
+
+
+class GenerateBody(DrawBody):
+    """What to draw, and when."""
+
     delay_s: Real | None = Field(
         0, ge=0, le=MAX_DELAY_S, description="Start no earlier than this from now, seconds."
+    )
+    not_before: AwareDatetime | None = Field(
+        None,
+        description="Start no earlier than this time, at most 7 days ahead; in place of `delay_s`.",
+        examples=["2026-01-01T12:00:00+00:00"],
     )
     idempotency_key: Text | None = Field(
         None,
@@ -77,15 +106,11 @@ class GenerateBody(ImageFields):
 
     def to_domain(self, idempotency_key: str | None) -> Submission:
         """The same in no dialect's words; a key in the body goes before that of the header."""
-        return Submission(
-            fields=ImageFields(**self.model_dump(include=set(ImageFields.model_fields))),
-            model=self.model,
-            init_image=self.init_image,
-            mask_image=self.mask_image,
-            priority=self.priority or 0,
+        key = self.idempotency_key or idempotency_key
+        return replace(
+            Submission.of(self.recipe(), idempotency_key=key),
             delay_s=self.delay_s or 0.0,
-            callback_url=self.callback_url,
-            idempotency_key=self.idempotency_key or idempotency_key,
+            not_before=self.not_before,
         )
 
 
@@ -178,9 +203,11 @@ class TaskView(BaseModel):
     updated_at: Time
     model: str
     prompt: str | None
+    original_prompt: str | None = Field(description="As it was sent, where it was translated.")
     seed: int | None = Field(description="Of the first picture; picture i has seed + i.")
     priority: int
     progress: ProgressView
+    not_before: Time | None = Field(description="When it may start, while that is to come.")
     position: PositionView | None = Field(description="While it waits; null in lists.")
     training: TrainingView | None = Field(description="Of a LoRA's training; null for pictures.")
     portrait: PortraitView | None = Field(description="Of a portrait; null for others.")
@@ -200,8 +227,10 @@ class TaskView(BaseModel):
             updated_at=task.updated_at,
             model=task.input.get("model", task.queue),
             prompt=task.input.get("prompt"),
+            original_prompt=(task.input.get("originals") or (None,))[0],
             seed=task.input.get("seed"),
             priority=task.priority,
+            not_before=task.not_before if task.status is Status.SCHEDULED else None,
             progress=ProgressView(step=task.progress.step, steps=task.progress.steps),
             position=PositionView(ahead=position.ahead, eta_s=position.eta_s) if position else None,
             training=TrainingView.of(task),

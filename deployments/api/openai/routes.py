@@ -26,7 +26,8 @@ from deployments.api.openai.schema import (
 )
 from deployments.api.openai.stream import stream
 from deployments.api.route import BlockingDep, KeyedRoute, OwnerDep, ServicesDep, base_url
-from deployments.api.services import Services, Submission
+from deployments.api.services import Services
+from deployments.api.submission import Submission
 
 PREFIX = "/v1/"
 

@@ -13,7 +13,7 @@ from configs.sampler import SchedulerName
 from configs.settings import Settings
 from deployments.api.openai import examples
 from deployments.api.openai.errors import Refusal
-from deployments.api.services import Submission
+from deployments.api.submission import Submission
 from deployments.tasks.field import Real, Text, Whole
 from deployments.tasks.image import ImageFields
 from deployments.tasks.limit import OutputFormat, Size

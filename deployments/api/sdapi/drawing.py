@@ -26,7 +26,8 @@ from deployments.api.sdapi.submission import (
 )
 from deployments.api.sdapi.support import check_supported
 from deployments.api.sdapi.wanted import Wanted, wanted_of
-from deployments.api.services import Services, Submission
+from deployments.api.services import Services
+from deployments.api.submission import Submission
 from deployments.tasks.image import ImageOrder
 from deployments.tasks.model import Status, Task
 from deployments.tasks.webui import Caller, Metadata
@@ -167,7 +168,8 @@ class Drawing:
             if self.interrupted:
                 return []
             caller = Caller(metadata or metadata_of(wanted), self._id, span)
-            new = self._keyed(replace(submission_of(wanted, sent), caller=caller))
+            submission = submission_of(wanted, sent, self.settings)
+            new = self._keyed(replace(submission, caller=caller))
             task = await self._calls.outcome(new, self._owner)
         canceled = task.status is Status.CANCELED
         if canceled or await self.services.store.callers.hurried(task.id):

@@ -39,6 +39,7 @@ _OPTIONS: dict[str, str] = {
     "Clip skip": "CLIP_stop_at_last_layers",
     "ENSD": "eta_noise_seed_delta",
     "Tiling": "tiling",
+    "Emphasis": "emphasis",
     "Noise multiplier": "initial_noise_multiplier",
 }
 

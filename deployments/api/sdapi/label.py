@@ -51,6 +51,9 @@ def labels_of(wanted: Wanted) -> dict[str, Any]:
     if isinstance(wanted.body, Img2ImgBody):
         multiplier = wanted.option("initial_noise_multiplier", "initial_noise_multiplier")
         labels["Noise multiplier"] = multiplier if multiplier != 1 else None
+    if any(bracket in wanted.prompt + wanted.negative_prompt for bracket in "(["):
+        emphasis = wanted.options["emphasis"]
+        labels["Emphasis"] = emphasis if emphasis != "Original" else None
     labels |= wanted.guides.labels or {}
     labels["Lora hashes"] = None
     prompts = (wanted.prompt, wanted.negative_prompt, *wanted.hires_prompts)

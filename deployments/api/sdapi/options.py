@@ -18,6 +18,7 @@ from configs.settings import Settings
 from deployments.api.errors import shown
 from deployments.api.sdapi.checkpoint import UNKNOWN, Cards, find_model, title
 from deployments.api.sdapi.coercion import Bool, Float, Str
+from pipelines.emphasis import EMPHASES
 from pipelines.errors import InvalidRequest
 
 CHECKPOINT = "sd_model_checkpoint"
@@ -108,6 +109,8 @@ def _value(key: str, value: Any, field: str) -> Any:
         raise InvalidRequest(field, f"{key} must be {same[-1]!r} here, given {shown(value)}")
     if key == "samples_format" and value not in FILE_FORMATS:
         raise InvalidRequest(field, f"{key} must be png, jpg or webp, given {shown(value)}")
+    if key == "emphasis" and value not in EMPHASES:
+        raise InvalidRequest(field, f"{key} must be one of {EMPHASES}, given {shown(value)}")
     if key == CLIP_SKIP and not 1 <= value <= MAX_CLIP_SKIP:
         raise InvalidRequest(field, f"{key} must be 1 to {MAX_CLIP_SKIP}, given {shown(value)}")
     return value

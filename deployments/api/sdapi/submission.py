@@ -8,6 +8,7 @@ from typing import Any
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 
+from configs.settings import Settings
 from deployments.api.sdapi import options
 from deployments.api.sdapi.error import FIELDS, Refused
 from deployments.api.sdapi.hires import hires_body, hires_fields
@@ -15,7 +16,8 @@ from deployments.api.sdapi.label import labels_of, mask_blur
 from deployments.api.sdapi.picture import grey_mask, sent_bytes, sent_files
 from deployments.api.sdapi.schema import GenerationBody, Img2ImgBody
 from deployments.api.sdapi.wanted import Wanted
-from deployments.api.services import Services, Submission
+from deployments.api.services import Services
+from deployments.api.submission import Submission
 from deployments.tasks.image import ImageFields
 from deployments.tasks.webui import Metadata
 from pipelines.canvas import MaskedContent, ResizeMode
@@ -65,12 +67,12 @@ async def _mask(wanted: Wanted, text: str, services: Services, *, inverted: bool
     )
 
 
-def submission_of(wanted: Wanted, sent: Sent) -> Submission:
+def submission_of(wanted: Wanted, sent: Sent, settings: Settings) -> Submission:
     """What to submit, of the first of the initial pictures. Raises InvalidRequest,
     RequestValidationError.
     """
     body = wanted.body
-    fields = _fields(wanted)
+    fields = _fields(wanted, settings)
     if isinstance(body, Img2ImgBody):
         fields |= _placing(wanted, body, masked=sent.mask is not None)
     return Submission(
@@ -107,7 +109,7 @@ def _known(place: tuple[str | int, ...]) -> str:
     return FIELDS.get(".".join(names), last)
 
 
-def _fields(wanted: Wanted) -> dict[str, Any]:
+def _fields(wanted: Wanted, settings: Settings) -> dict[str, Any]:
     prompt, negative, loras = wanted.encoded_prompts()
     width, height = wanted.size
     count = wanted.given("batch_size") * wanted.given("n_iter")
@@ -127,11 +129,11 @@ def _fields(wanted: Wanted) -> dict[str, Any]:
         "clip_skip": wanted.clip_skip - 1,
         "lora": loras or None,
         "tiling": wanted.option("tiling", "tiling"),
-        "webui": _webui(wanted),
+        "webui": _webui(wanted, settings.sdapi.rounding),
     } | wanted.guides.fields()
 
 
-def _webui(wanted: Wanted) -> dict[str, Any]:
+def _webui(wanted: Wanted, rounding: str) -> dict[str, Any]:
     size = (wanted.given("seed_resize_from_w"), wanted.given("seed_resize_from_h"))
     strength = wanted.given("subseed_strength")
     fields = {name: wanted.option(name, name) for name in SIGMA_FIELDS}
@@ -149,6 +151,8 @@ def _webui(wanted: Wanted) -> dict[str, Any]:
         "variation_strength": strength,
         "seed_resize": size if min(size) > 0 else None,
         "eta_noise_seed_delta": wanted.options["eta_noise_seed_delta"],
+        "emphasis": wanted.options["emphasis"],
+        "rounding": rounding,
     }
 
 

@@ -9,7 +9,7 @@ from deployments.api import blocking
 from deployments.api.blocking import BlockingCalls
 from deployments.api.errors import CallerGone, TooManyStreams
 from deployments.api.route import BlockingDep, KeyedRoute, OwnerDep
-from deployments.api.services import Submission
+from deployments.api.submission import Submission
 from deployments.tasks.errors import StoreUnavailable
 from deployments.tasks.image import ImageFields
 from deployments.tasks.model import ANONYMOUS

@@ -1,13 +1,14 @@
 """POST /api/v1/generate and the task that comes of it."""
 
 import asyncio
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from deployments.api.native.schema import GenerateBody
-from deployments.api.services import Submission
+from deployments.api.submission import Submission
 from deployments.tasks.image import ImageFields
+from deployments.tasks.model import Status
 
 
 async def test_the_documents_first_example_becomes_one_picture(api):
@@ -237,3 +238,30 @@ async def test_a_submit_cut_off_at_any_await_leaves_one_whole_task_or_none(api, 
         assert await api.services.objects.get(task.input["init_image_key"])
     page = await api.services.tasks("ann", (None,), 200, None)
     assert len(page.tasks) == 60
+
+
+async def test_a_task_starts_no_earlier_than_it_may(api):
+    start = datetime.now(UTC) + timedelta(hours=3)
+    task_id = await api.submit(not_before=start.isoformat())
+    task = await api.task(task_id)
+    assert (task["status"], task["not_before"]) == ("pending", start.isoformat())
+    stored = await api.services.store.get(task_id)
+    assert (stored.status, stored.not_before) == (Status.SCHEDULED, start)
+    past = await api.submit(not_before="2020-01-01T00:00:00+08:00")
+    stored = await api.services.store.get(past)
+    assert (stored.status, stored.not_before) == (Status.QUEUED, None)
+    assert (await api.task(past))["not_before"] is None
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"not_before": "2026-01-01T12:00:00"}, {"not_before": "9999-12-31T23:59:59-23:59"},
+        {"not_before": "soon"}, {"not_before": 1e300}, {"not_before": "2020-01-01Z", "delay_s": 3},
+    ],
+    ids=["no timezone", "too far", "words", "number", "twice"],
+)  # fmt: skip
+async def test_a_start_that_cannot_be_is_refused(api, given):
+    answer = await api.http.post("/api/v1/generate", json={"prompt": "a fox"} | given)
+    assert answer.status_code == 422
+    assert answer.json()["detail"][0]["loc"] == ["body", "not_before"]

@@ -8,7 +8,7 @@ import pytest
 
 from deployments.api import upkeep
 from deployments.api.app import open_services
-from deployments.api.services import MAX_DELAY_S
+from deployments.api.submission import MAX_DELAY_S
 from deployments.api.upkeep import DAY_S, Upkeep
 from deployments.tasks.errors import StoreUnavailable
 

@@ -11,6 +11,7 @@ import torch
 from pipelines.components import Components
 from pipelines.diffusion import Diffusion
 from pipelines.diffusion.conditioning import MAX_CHUNKS
+from pipelines.emphasis import Emphasis
 from pipelines.engine.request import ImageRequest
 from pipelines.errors import InvalidRequest
 from pipelines.prompt import TEXT_BATCH, Prompt, PromptCache, PromptEmbeds, encode_prompts
@@ -266,3 +267,17 @@ def test_the_bytes_that_are_kept_are_the_bytes_that_are_counted(components: Comp
     for embeds in encode_prompts(components, [Prompt(text) for text in "abc"]).values():
         tensors = [embeds.tokens] if embeds.pooled is None else [embeds.tokens, embeds.pooled]
         assert sum(t.untyped_storage().nbytes() for t in tensors) == embeds.nbytes
+
+
+def test_emphasis_says_what_weights_do(sd: Components) -> None:
+    def tokens(text: str, emphasis: Emphasis) -> torch.Tensor:
+        return one(sd, Prompt(text, weighting=True, emphasis=emphasis)).tokens
+
+    plain, text = one(sd, Prompt("red cat")).tokens, "red (cat:1.5)"
+    factors = torch.ones(77, 1)
+    factors[2] = 1.5  # begin, red, cat
+    torch.testing.assert_close(tokens(text, "No norm"), plain * factors)
+    torch.testing.assert_close(tokens(text, "Ignore"), plain)
+    original = tokens(text, "Original")
+    torch.testing.assert_close(original.mean(), plain.mean())
+    assert not torch.allclose(original, tokens(text, "No norm"))

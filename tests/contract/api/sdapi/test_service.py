@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import io
+import json
 
 import pytest
 from PIL import Image
@@ -335,3 +336,28 @@ async def test_a_body_that_is_no_json_is_refused(api):
     )
     assert answer.status_code == 422
     assert answer.json()["detail"][0]["loc"] == ["body"]
+
+
+async def test_emphasis_is_an_option_of_each_request_and_told_where_brackets_are(webui):
+    body = SMALL | {"prompt": "a (fox:1.2)"}
+    for word in ("No norm", "Ignore", "None", "Original"):
+        answer = await webui.draw("txt2img", **body, override_settings={"emphasis": word})
+        assert webui.order["webui"]["emphasis"] == word
+        (text,) = json.loads(answer["info"])["infotexts"]
+        assert (f"Emphasis: {word}" in text) is (word != "Original")
+        await webui.draw("txt2img", **SMALL, infotext=text)
+        assert webui.order["webui"]["emphasis"] == word
+    plain = await webui.draw("txt2img", **SMALL, override_settings={"emphasis": "None"})
+    assert "Emphasis" not in plain["info"]
+    refusal = await webui.refusal("txt2img", override_settings={"emphasis": "Loud"})
+    assert refusal == (422, "override_settings")
+
+
+async def test_levels_are_cut_as_the_web_ui_does_unless_the_settings_say_otherwise(
+    webui, connect, open_api
+):
+    await webui.draw("txt2img", **SMALL)
+    assert webui.order["webui"]["rounding"] == "truncate"
+    rounding = connect(await open_api(sdapi={"rounding": "round"}))
+    await rounding.draw("txt2img", **SMALL)
+    assert rounding.order["webui"]["rounding"] == "round"
