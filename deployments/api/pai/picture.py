@@ -14,7 +14,8 @@ from deployments.api.pai.error import Refused, Row
 from deployments.api.pai.schema import Body
 from deployments.api.pai.submission import base_model
 from deployments.api.photos import SentPhotos
-from deployments.api.services import Services, Submission
+from deployments.api.services import Services
+from deployments.api.submission import Submission
 from deployments.fetch import UrlPolicy
 from deployments.tasks.image import ImageFields
 from deployments.tasks.limit import MIN_SIDE_PX, check_size
