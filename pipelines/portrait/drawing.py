@@ -58,6 +58,10 @@ def with_model(job: PortraitJob, repaint: EngineRepaint) -> Adapted:
         first_denoising_strength=HEAD_STRENGTH,
         second_denoising_strength=0.0,
         makeup_transfer=False,
+        # for photos: they would draw lines around flat colours
+        photo_enhancement_bool=job.parameters.photo_enhancement_bool
+        and job.parameters.photo_enhancement_method == "super_resolution",
+        sharp_ratio=0.0,
     )
     tools = replace(job.tools, repaint=repaint, heads=True)
     return Adapted(replace(job, tools=tools, parameters=drawn))

@@ -274,8 +274,7 @@ def test_a_drawn_head_takes_the_place_of_another_and_the_rest_stays(
         replace(SD, photographic=False), draw, 1, {"zed": PersonLora(tmp_path, "zed")}
     )
     job = with_model(PortraitJob(avatar, (someone,), tools), repaint).job
-    parameters = replace(job.parameters, photo_enhancement_bool=False, sharp_ratio=0.0)
-    made = make_portrait(avatar, [someone], job.tools, parameters).picture
+    made = make_portrait(avatar, [someone], job.tools, job.parameters).picture
     wanted = render(replace(other, background="yellow"), 256)
     away = np.abs(made.astype(int) - wanted).max(axis=2)
     assert len(requests) == 1
