@@ -85,10 +85,18 @@ class BlockingCalls:
         """A task to wait for: enter the call, so that leaving it counts. Raises TooManyStreams and
         as `Services.generate`.
         """
+        comes_back = new.idempotency_key is not None
+        return await self.begin(
+            lambda: self.services.generate(new, owner), owner, comes_back=comes_back
+        )
+
+    async def begin(
+        self, make: Callable[[], Coroutine[Any, Any, Task]], owner: str, *, comes_back: bool
+    ) -> BlockingCall:
+        """As `create`, of a task that `make` creates."""
         if self.services.full:
             raise TooManyStreams
-        making = asyncio.create_task(self.services.generate(new, owner))
-        comes_back = new.idempotency_key is not None
+        making = asyncio.create_task(make())
         try:
             task = await asyncio.shield(making)
         except asyncio.CancelledError:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from configs.settings import Settings
+from deployments.api.enhancing import EnhancementService
 from deployments.api.errors import shown
 from deployments.api.faces import FaceService, LocalFaces
 from deployments.api.loras import LoraService
@@ -119,6 +120,7 @@ class Services:
         faces = faces or LocalFaces(settings.limits.max_input_pixels)
         self.portraits = PortraitService(settings, store, objects, loras, faces)
         self.models = ModelService(self, drafts)
+        self.enhancing = EnhancementService(settings, store, objects)
         self._url_policy = UrlPolicy(settings.callbacks.allowed_private_hosts)
 
     @property

@@ -338,3 +338,40 @@ async def _previews(store: TaskStore, task: Task) -> None:
             after = event.id
             if event.type == "preview":
                 return
+
+
+# pictures made larger and clearer
+
+
+async def test_finished_pictures_are_enlarged_by_a_network(
+    start: Callable[..., Generator], submit: Submit, objects: Objects, store: TaskStore
+) -> None:
+    start()
+    rng = np.random.default_rng(0)
+    keys = []
+    for index, side in enumerate((8, 12)):
+        data, kind = encode_image(rng.integers(0, 256, (side, side, 3), np.uint8), "png")
+        keys.append(f"inputs/{index}")
+        await objects.put(keys[-1], data, kind)
+    work = Enhancement(ByFactor(4), "R-ESRGAN 4x+ Anime6B")
+    order = EnhanceOrder(pictures=tuple(keys), num_images=2, work=work)
+    task = await submit("tiny", kind=Kind.ENHANCE, input=order.model_dump(mode="json"))
+    task = await ended(store, task.id)
+    assert task.status is Status.SUCCEEDED
+    assert [(output.width, output.height) for output in task.outputs] == [(32, 32), (48, 48)]
+    drawn = decode_image(await objects.get(task.outputs[1].key), max_pixels=10**6)
+    assert drawn.size == (48, 48)
+    assert (task.progress.step, task.progress.steps) == (2, 2)
+
+
+async def test_a_face_restorer_that_cannot_be_read_fails_the_task_with_its_file(
+    start: Callable[..., Generator], submit: Submit, objects: Objects, store: TaskStore
+) -> None:
+    start()
+    photo = Path(__file__).parents[1] / "unit" / "pipelines" / "portrait" / "photos" / "obama.jpg"
+    await objects.put("inputs/0", photo.read_bytes(), "image/jpeg")
+    work = Enhancement(ByFactor(1), restorations=(Restoration("GFPGAN"),))
+    order = EnhanceOrder(pictures=("inputs/0",), num_images=1, work=work)
+    task = await submit("tiny", kind=Kind.ENHANCE, input=order.model_dump(mode="json"))
+    task = await ended(store, task.id)
+    assert task.status is Status.FAILED

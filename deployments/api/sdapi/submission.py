@@ -71,6 +71,7 @@ def submission_of(wanted: Wanted, sent: Sent) -> Submission:
     """
     body = wanted.body
     fields = _fields(wanted)
+    fields["webui"]["restore_faces"] = wanted.face_restorer
     if isinstance(body, Img2ImgBody):
         fields |= _placing(wanted, body, masked=sent.mask is not None)
     return Submission(
