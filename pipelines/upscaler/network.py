@@ -95,7 +95,8 @@ def settled(
     """
     device = torch.device(device)
     dtype = torch.float16 if half and device.type == "cuda" else torch.float32
-    module.to(device, dtype).to(memory_format=torch.channels_last).eval().requires_grad_(False)
+    module = module.to(device, dtype).eval().requires_grad_(False)
+    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Network(name, call or module, scale, device, dtype)
 
 

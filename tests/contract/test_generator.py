@@ -17,13 +17,17 @@ from deployments import pictures
 from deployments.generator import Generator
 from deployments.storage.local import LocalStore
 from deployments.storage.store import StorageUnavailable
+from deployments.tasks.enhancement import EnhanceOrder
 from deployments.tasks.image import ImageFields
-from deployments.tasks.model import Claimed, Status, Task
+from deployments.tasks.model import Claimed, Kind, Status, Task
 from deployments.tasks.store import TaskStore
 from pipelines.components import Components
 from pipelines.diffusion import Diffusion
+from pipelines.enhancement import Enhancement, Restoration
 from pipelines.errors import InvalidRequest
+from pipelines.face_restorer import FaceRestorers
 from pipelines.images import decode_image, encode_image
+from pipelines.upscaler.target import ByFactor
 from tests.unit.pipelines import conftest as checkpoints
 from tests.unit.pipelines import guides
 
@@ -355,8 +359,8 @@ async def test_finished_pictures_are_enlarged_by_a_network(
         await objects.put(keys[-1], data, kind)
     work = Enhancement(ByFactor(4), "R-ESRGAN 4x+ Anime6B")
     order = EnhanceOrder(pictures=tuple(keys), num_images=2, work=work)
-    task = await submit("tiny", kind=Kind.ENHANCE, input=order.model_dump(mode="json"))
-    task = await ended(store, task.id)
+    new = await submit(queue="tiny", kind=Kind.ENHANCE, input=order.model_dump(mode="json"))
+    task = await reached(store, new, Status.SUCCEEDED, Status.FAILED)
     assert task.status is Status.SUCCEEDED
     assert [(output.width, output.height) for output in task.outputs] == [(32, 32), (48, 48)]
     drawn = decode_image(await objects.get(task.outputs[1].key), max_pixels=10**6)
@@ -364,14 +368,40 @@ async def test_finished_pictures_are_enlarged_by_a_network(
     assert (task.progress.step, task.progress.steps) == (2, 2)
 
 
-async def test_a_face_restorer_that_cannot_be_read_fails_the_task_with_its_file(
-    start: Callable[..., Generator], submit: Submit, objects: Objects, store: TaskStore
+@pytest.mark.parametrize("masked", [False, True])
+async def test_faces_of_finished_pictures_are_restored_where_a_mask_lets_them_be(
+    start: Callable[..., Generator],
+    submit: Submit,
+    objects: Objects,
+    store: TaskStore,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    masked: bool,
 ) -> None:
+    def inverted(self: FaceRestorers, picture: Any, wanted: Restoration) -> Any:
+        assert wanted == Restoration("R")
+        return 255 - picture
+
+    monkeypatch.setattr(FaceRestorers, "restore", inverted)
     start()
-    photo = Path(__file__).parents[1] / "unit" / "pipelines" / "portrait" / "photos" / "obama.jpg"
-    await objects.put("inputs/0", photo.read_bytes(), "image/jpeg")
-    work = Enhancement(ByFactor(1), restorations=(Restoration("GFPGAN"),))
-    order = EnhanceOrder(pictures=("inputs/0",), num_images=1, work=work)
-    task = await submit("tiny", kind=Kind.ENHANCE, input=order.model_dump(mode="json"))
-    task = await ended(store, task.id)
-    assert task.status is Status.FAILED
+    init = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    mask = np.zeros_like(init)
+    mask[:, 32:] = 255
+    for key, picture in (("inputs/init", init), ("inputs/mask", mask)):
+        await objects.put(key, *encode_image(picture, "png"))
+    begun = {"init_image": ("inputs/init", (64, 64)), "mask_key": "inputs/mask"} if masked else {}
+    drawn = []
+    for name in (None, "R"):
+        webui = {"sampler": "Euler", "restore_faces": name}
+        fields = ImageFields(
+            prompt="", width=64, height=64, num_inference_steps=2, webui=webui, seed=1
+        )
+        known = settings.model_copy(update={"face_restorers": {"R": Path("r.pth")}})
+        order = fields.resolve(known, model="tiny", **begun)
+        new = await submit(queue="tiny", input=order.model_dump(mode="json"))
+        done = await reached(store, new, Status.SUCCEEDED, Status.FAILED)
+        file = await objects.get(done.outputs[0].key)
+        drawn.append(np.asarray(decode_image(file, max_pixels=10**6)))
+    plain, restored = drawn
+    assert (restored[:, 40:] == 255 - plain[:, 40:]).all()
+    assert (restored[:, :24] == (init if masked else 255 - plain)[:, :24]).all()
