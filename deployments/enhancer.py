@@ -6,6 +6,7 @@ import asyncio
 import functools
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
@@ -16,10 +17,10 @@ from deployments.pictures import patiently
 from deployments.runner import Job
 from deployments.storage.store import ObjectStore
 from deployments.tasks.enhancement import EnhanceOrder
-from deployments.tasks.image import output_key
+from deployments.tasks.image import ImageJob, output_key
 from deployments.tasks.model import Output, Progress
 from pipelines.canvas import Canvas
-from pipelines.engine.request import Picture
+from pipelines.engine.request import ImageResult, Picture
 from pipelines.enhancement import Enhancement, Restoration
 from pipelines.errors import RequestCanceled
 from pipelines.face_restorer import FaceRestorers
@@ -60,10 +61,22 @@ class Enhancer:
         image = decode_image(data, max_pixels=self._max_pixels)
         return np.asarray(work.apply(image, self.upscalers, self._restorers, between))
 
-    async def with_clear_faces(self, picture: Picture, name: str, canvas: Canvas) -> Picture:
-        """By a face restorer, where a mask says so if there is one. Raises as `run`."""
-        restore = functools.partial(self._restorers.restore, picture, Restoration(name))
-        restored = await asyncio.to_thread(restore)
+    async def with_clear_faces(
+        self, results: dict[int, ImageResult], job: ImageJob, canvas: Canvas
+    ) -> dict[int, ImageResult]:
+        """By the face restorer that the job names, if it does, where its mask lets it. Raises as
+        `run`.
+        """
+        if job.webui is None or (name := job.webui.restore_faces) is None:
+            return results
+        found = {}
+        for index, result in results.items():
+            picture = await asyncio.to_thread(self._restored, result.picture, name, canvas)
+            found[index] = replace(result, picture=picture)
+        return found
+
+    def _restored(self, picture: Picture, name: str, canvas: Canvas) -> Picture:
+        restored = self._restorers.restore(picture, Restoration(name))
         mask = canvas.mask if canvas.overlay is None else canvas.overlay.mask
         if mask is None:
             return restored

@@ -286,19 +286,7 @@ class Generator:
             self._metrics.prepare_s.observe(result.timing.prepare_s)
             self._metrics.denoise_s.observe(result.timing.denoise_s)
             self._metrics.decode_s.observe(result.timing.decode_s)
-        return await self._with_clear_faces(results, image_job, canvas)
-
-    async def _with_clear_faces(
-        self, results: dict[int, ImageResult], job: ImageJob, canvas: Canvas
-    ) -> dict[int, ImageResult]:
-        """As they are where the job asks for no face restorer."""
-        if job.webui is None or (name := job.webui.restore_faces) is None:
-            return results
-        found = {}
-        for index, result in results.items():
-            picture = await self._enhancer.with_clear_faces(result.picture, name, canvas)
-            found[index] = replace(result, picture=picture)
-        return found
+        return await self._enhancer.with_clear_faces(results, image_job, canvas)
 
     async def _ended(
         self, futures: Sequence[asyncio.Future[ImageResult]], ids: list[str], job: Job | None
