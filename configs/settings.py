@@ -41,6 +41,8 @@ STYLES_FILE = Path(__file__).resolve().parent / "styles.csv"
 _config_file: ContextVar[Path | None] = ContextVar("config_file", default=None)
 
 WebAddress = Annotated[str, StringConstraints(pattern=r"^https?://[^\s/?#@]+(/[^\s?#]*)?$")]
+NetworkName = Annotated[str, StringConstraints(pattern=r"^[^\s,][^,\r\n]{0,99}$")]
+"""Stands in lists and in pictures' infotext."""
 ApiKey = Annotated[SecretStr, Field(min_length=1, max_length=512)]
 
 
@@ -416,6 +418,16 @@ class Settings(BaseSettings):
         STYLES_FILE,
         description="Styles that requests of the web UI's API may name: a CSV file of the columns "
         "name, prompt (with its place, `{prompt}`, or put behind) and negative_prompt.",
+    )
+    upscalers: dict[NetworkName, Path] = Field(
+        default_factory=dict,
+        description="Networks that enlarge pictures, by name: files of ESRGAN and of what else the "
+        "package spandrel reads (.safetensors; .pth that holds tensors alone).",
+    )
+    face_restorers: dict[NetworkName, Path] = Field(
+        default_factory=dict,
+        description="Networks that make faces clear, by name, files of GFPGAN, RestoreFormer or "
+        "CodeFormer. `GFPGAN` and `CodeFormer` are what extras' fields of these names mean.",
     )
     ingress_replicas: int = Field(1, ge=1)
     ingress_num_cpus: float = Field(0.1, ge=0)

@@ -14,6 +14,7 @@ from configs.settings import Settings
 from deployments.background import Background, goes_on, worker_name
 from deployments.card import CardKeeper
 from deployments.device import KeptProfile, computes, load_model
+from deployments.enhancer import Enhancer
 from deployments.guides import UNGUIDED, Guides, Guiding, brought
 from deployments.log import get_logger
 from deployments.loras.cache import LoraFiles
@@ -28,7 +29,7 @@ from deployments.storage import open_store
 from deployments.storage.store import ObjectStore
 from deployments.tasks.image import ImageFields, ImageJob
 from deployments.tasks.lora import OrderedLora
-from deployments.tasks.model import ANONYMOUS, Output, Task
+from deployments.tasks.model import ANONYMOUS, Kind, Output, Task
 from deployments.tasks.store import TaskStore
 from pipelines.canvas import BLANK, Canvas
 from pipelines.components import Components
@@ -88,14 +89,18 @@ class Generator:
         components = components or load_model(preset)
         self._device = components.device
         self._kept = KeptProfile(settings, model, self._device)
+        self._objects = objects or open_store(settings)
+        self._enhancer = Enhancer(settings, self._objects, self._device)
         self._engine = EngineWorker(
-            components, max_rows=preset.max_rows, profile=self._kept.profile
+            components,
+            max_rows=preset.max_rows,
+            profile=self._kept.profile,
+            upscalers=self._enhancer.upscalers,
         )
         self._default_size = components.default_size
         self._device_lost = False
         self._stall_s = CPU_STALL_S if self._device.type == "cpu" else STALL_S
         self._metrics = GeneratorMetrics(model)
-        self._objects = objects or open_store(settings)
         self._store = TaskStore.connect(
             redis_url, settings.tasks, max_queue=settings.limits.max_queue
         )
@@ -201,6 +206,8 @@ class Generator:
     # a task
 
     async def _run(self, job: Job) -> list[Output]:
+        if job.task.kind is Kind.ENHANCE:
+            return await self._enhancer.run(job)
         image_job = ImageJob.from_input(job.task.input, default_size=self._default_size)
         canvas = await self._pictures.canvas(image_job)
         guides = await self._pictures.guides(image_job)
@@ -279,7 +286,7 @@ class Generator:
             self._metrics.prepare_s.observe(result.timing.prepare_s)
             self._metrics.denoise_s.observe(result.timing.denoise_s)
             self._metrics.decode_s.observe(result.timing.decode_s)
-        return results
+        return await self._enhancer.with_clear_faces(results, image_job, canvas)
 
     async def _ended(
         self, futures: Sequence[asyncio.Future[ImageResult]], ids: list[str], job: Job | None

@@ -1,8 +1,10 @@
-"""Weight files that others name. Imports no torch; only safetensors are read."""
+"""Weight files that others name, and those that packages carry. Imports no torch."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 
 from pipelines.errors import ModelError
@@ -45,3 +47,23 @@ def some(names: Iterable[str]) -> str:
     names = sorted(names)
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more
+
+
+def package_folder(package: str, *, install: str) -> Path:
+    """Of an installed package, which is not imported. Raises ModelError where it is not."""
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:
+        raise ModelError(f"the weights that {package} carries are missing: install {install}")
+    return Path(spec.origin).parent
+
+
+def checked_file(path: Path, sha256: str) -> Path:
+    """The path. Raises ModelError for a file that cannot be read or is another."""
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
+    if digest != sha256:
+        raise ModelError(f"{path}: sha256 is {digest}, not {sha256}: another file")
+    return path

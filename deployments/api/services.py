@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from configs.settings import Settings
+from deployments.api.enhancing import EnhancementService
 from deployments.api.errors import shown
 from deployments.api.faces import FaceService, LocalFaces
 from deployments.api.loras import LoraService
@@ -95,6 +96,7 @@ class Services:
         self.models = ModelService(self, drafts)
         self.schedules = ScheduleService(self, schedules)
         self._translator = Translator.of(settings.translation)
+        self.enhancing = EnhancementService(settings, store, objects)
         self._url_policy = UrlPolicy(settings.callbacks.allowed_private_hosts)
 
     @property

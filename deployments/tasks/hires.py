@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
-from configs.settings import LimitSettings
+from configs.settings import Settings
 from deployments.tasks.field import Real, Text, WebuiSampler, WebuiScheduler, Whole
 from deployments.tasks.limit import check_lengths, check_size, check_within
 from deployments.tasks.model import Frozen
 from pipelines.engine.request import Hires
 from pipelines.errors import InvalidRequest
-from pipelines.webui.upscale import LATENT, LATENT_UPSCALERS, PIXEL_UPSCALERS, hires_size
+from pipelines.upscaler.catalogue import upscaler_names
+from pipelines.webui.upscale import LATENT, hires_names, hires_size
 
-HIRES_UPSCALERS = (*LATENT_UPSCALERS, *PIXEL_UPSCALERS)
 _NAME = "webui.hires."
 """Before the fields' names in errors."""
 
 
-def _known(value: str) -> str:
-    if value not in HIRES_UPSCALERS:
-        raise ValueError(f"must be one of {', '.join(HIRES_UPSCALERS)}")
-    return value
+def hires_upscalers(settings: Settings) -> tuple[str, ...]:
+    """The names that a second pass may give."""
+    return hires_names(upscaler_names(settings.upscalers))
 
 
 class HiresFields(Frozen):
@@ -33,7 +32,7 @@ class HiresFields(Frozen):
     strength: Real = Field(
         ge=0, le=1, description="How much to change what is enlarged; 0: nothing."
     )
-    upscaler: Annotated[str, AfterValidator(_known)] = LATENT
+    upscaler: Text = LATENT
     num_inference_steps: Whole = Field(0, ge=0, description="0: as many as before.")
     sampler: WebuiSampler | None = Field(None, description="Default here and below: as before.")
     scheduler: WebuiScheduler | None = None
@@ -42,13 +41,19 @@ class HiresFields(Frozen):
     negative_prompt: Text | None = None
 
     def check(
-        self, limits: LimitSettings, width: int | None, height: int | None, *, is_first: bool
+        self, settings: Settings, width: int | None, height: int | None, *, is_first: bool
     ) -> None:
         """Raises InvalidRequest. The size is that of the first pass, as far as it is known;
         `is_first` is False where that begins with a picture itself.
         """
         if not is_first:
             raise InvalidRequest("webui.hires", "webui.hires must be null with an init_image")
+        known, limits = hires_upscalers(settings), settings.limits
+        if self.upscaler not in known:
+            raise InvalidRequest(
+                f"{_NAME}upscaler",
+                f"{_NAME}upscaler must be one of {', '.join(known)}, given {self.upscaler[:100]!r}",
+            )
         check_size(limits, self.width, self.height, prefix=_NAME)
         check_within(f"{_NAME}num_inference_steps", self.num_inference_steps, 0, limits.max_steps)
         texts = {"prompt": self.prompt or "", "negative_prompt": self.negative_prompt or ""}

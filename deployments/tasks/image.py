@@ -214,8 +214,8 @@ class ImageFields(BaseModel):
         placed = self.resize_mode is not None or self.masked_padding is not None
         own = fitted_size(size, limits) if size and not placed else None
         width, height = own or self._size(preset, limits)
-        if hires := self.webui and self.webui.hires:
-            hires.check(limits, width, height, is_first=init_image is None)
+        if self.webui:
+            self.webui.check(settings, width, height, is_first=init_image is None)
         return ImageOrder(
             prompt=self.prompt,
             negative_prompt=self.negative_prompt or "",

@@ -20,6 +20,7 @@ class Kind(StrEnum):
     IMAGE = "image"
     LORA = "lora"
     PORTRAIT = "portrait"
+    ENHANCE = "enhance"
 
 
 class Status(StrEnum):

@@ -9,12 +9,14 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import Field, field_validator
 
-from deployments.tasks.field import Real, WebuiSampler, WebuiScheduler, Whole
+from configs.settings import Settings
+from deployments.tasks.field import Real, Text, WebuiSampler, WebuiScheduler, Whole
 from deployments.tasks.hires import HiresFields
 from deployments.tasks.lora import OrderedLora, lora_hashes
 from deployments.tasks.model import Frozen
 from pipelines.emphasis import Emphasis
 from pipelines.engine.request import ImageRequest
+from pipelines.errors import InvalidRequest
 from pipelines.infotext import write
 from pipelines.webui.sampler import AUTOMATIC
 
@@ -51,6 +53,9 @@ class WebuiFields(Frozen):
         0, ge=0, le=1000, description="Of an earlier pass: prompts that change count them."
     )
     hires: HiresFields | None = Field(None, description="A second pass; text-to-image only.")
+    restore_faces: Text | None = Field(
+        None, description="A face restorer of the settings, for the faces of the finished pictures."
+    )
 
     @field_validator("seed_resize")
     @classmethod
@@ -58,6 +63,20 @@ class WebuiFields(Frozen):
         if value and not all(8 <= side <= MAX_SEED_SIDE_PX for side in value):
             raise ValueError(f"must be two numbers of 8 to {MAX_SEED_SIDE_PX}")
         return value
+
+    def check(
+        self, settings: Settings, width: int | None, height: int | None, *, is_first: bool
+    ) -> None:
+        """Raises InvalidRequest; the arguments are those of `HiresFields.check`."""
+        known = tuple(settings.face_restorers)
+        if self.restore_faces is not None and self.restore_faces not in known:
+            raise InvalidRequest(
+                "webui.restore_faces",
+                f"webui.restore_faces must be one of {known}, which the setting face_restorers "
+                f"names, given {self.restore_faces[:100]!r}",
+            )
+        if self.hires:
+            self.hires.check(settings, width, height, is_first=is_first)
 
     def resolved(self) -> WebuiFields:
         """With a variation seed, if one is needed."""
@@ -74,7 +93,7 @@ class WebuiFields(Frozen):
     def request_fields(self, index: int, request: ImageRequest, seed: int) -> dict[str, Any]:
         """Of picture `index`'s request, which has all that the order has itself: the others."""
         own = self.varied(index)
-        return own.model_dump(exclude={"sampler", "scheduler", "hires"}) | {
+        return own.model_dump(exclude={"sampler", "scheduler", "hires", "restore_faces"}) | {
             "scheduler": self.sampler,
             "schedule": self.scheduler,
             "seed": seed,

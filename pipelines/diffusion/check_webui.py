@@ -12,7 +12,6 @@ from pipelines.engine.request import Hires, ImageRequest, Mask, Overlay, Picture
 from pipelines.errors import InvalidRequest
 from pipelines.sampler_schedule import DEFAULT
 from pipelines.webui.sampler import WEBUI_SAMPLERS, WEBUI_SCHEDULERS
-from pipelines.webui.upscale import LATENT_UPSCALERS, PIXEL_UPSCALERS
 
 MOST_STEPS = 1000
 MOST_SEED_PIXELS = 8192
@@ -119,12 +118,7 @@ def check_overlay(overlay: Overlay) -> None:
 
 
 def check_hires(request: ImageRequest, hires: Hires) -> None:
-    """How the second pass follows on the first."""
-    known = (*LATENT_UPSCALERS, *PIXEL_UPSCALERS)
-    if hires.upscaler not in known:
-        raise InvalidRequest(
-            "hires", f"hires.upscaler must be one of {', '.join(known)}, got {hires.upscaler!r}"
-        )
+    """How the second pass follows on the first; its upscaler is the engine's business."""
     given = (request.init_image, request.init_latents, request.overlay)
     if any(one is not None for one in given):
         raise InvalidRequest("hires", "hires must come without initial picture and overlay")

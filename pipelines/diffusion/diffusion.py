@@ -23,7 +23,7 @@ from pipelines.engine.ticket import BatchKey
 from pipelines.ip_adapter.image import ImageTokensCache
 from pipelines.loader import Loader
 from pipelines.prompt import PromptCache
-from pipelines.webui.hires import latent_pass, pixel_pass
+from pipelines.webui.hires import latent_pass
 
 
 class Diffusion:
@@ -91,10 +91,6 @@ class Diffusion:
             return None
         latents = state.sampler.latents
         return latent_pass(state.request, latents, self.components.vae_scale_factor)
-
-    def pixel_pass(self, state: ImageState, picture: Picture) -> ImageRequest | None:
-        """What follows a state whose picture is decoded, if anything."""
-        return None if state.cut_short else pixel_pass(state.request, picture)
 
     def decode_limit(self, request: ImageRequest) -> int:
         """How many pictures of this one's size go into one `decode`."""

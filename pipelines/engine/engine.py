@@ -17,23 +17,20 @@ from pipelines.components import Components
 from pipelines.diffusion import Diffusion, row_count
 from pipelines.diffusion.check import check_request, check_rows
 from pipelines.diffusion.sampling import later_steps
+from pipelines.engine.enlarger import Enlarger
 from pipelines.engine.forward import Forward
 from pipelines.engine.job import Failure, Job
 from pipelines.engine.profile import StepProfile
-from pipelines.engine.request import (
-    EngineEvent,
-    EventKind,
-    ImageRequest,
-    ImageResult,
-    Picture,
-)
+from pipelines.engine.request import EngineEvent, EventKind, ImageRequest, ImageResult, Picture
 from pipelines.engine.scheduler import Scheduler
 from pipelines.engine.snapshot import Snapshot, resume, take_snapshot
 from pipelines.engine.ticket import Ticket
 from pipelines.errors import InvalidRequest, RequestCanceled, explained
 from pipelines.loader import SLOTS, Loader, Slots, brings_files
+from pipelines.upscaler.catalogue import Upscalers
 
 log = logging.getLogger("ray.serve.daguerre.engine")
+A = TypeVar("A")
 T = TypeVar("T")
 
 
@@ -54,6 +51,7 @@ class Engine:
         max_rows: int = 16,
         slots: Slots = SLOTS,
         profile: StepProfile | None = None,
+        upscalers: Upscalers | None = None,
         report: Callable[[Outcome], None],
         on_loaded: Callable[[], None] = lambda: None,
     ) -> None:
@@ -64,6 +62,7 @@ class Engine:
         self.scheduler = Scheduler(max_rows, cap=None if profile is None else profile.limit)
         self.slots = slots
         self.loader = Loader(components, slots, on_read=on_loaded)
+        self.enlarger = Enlarger(upscalers or Upscalers(device=components.device), on_loaded)
         self.diffusion = Diffusion(components, self.loader)
         self.forward = Forward(self.diffusion, self.scheduler, profile)
         self._report = report
@@ -81,8 +80,9 @@ class Engine:
 
     @property
     def stalled(self) -> bool:
-        """Whether files are being read for all that there is: a step would do nothing."""
-        return bool(self._jobs) and len(self._jobs) == self.loader.stuck and not self._ending
+        """Whether other threads are at work on all that there is: a step would do nothing."""
+        elsewhere = self.loader.stuck + self.enlarger.busy
+        return bool(self._jobs) and len(self._jobs) == elsewhere and not self._ending
 
     @property
     def decoding(self) -> int:
@@ -92,6 +92,7 @@ class Engine:
         """Raises InvalidRequest. Reads nothing that changes: any thread may call it."""
         check_request(request, self.components)
         self.slots.check(request)
+        self.enlarger.check(request)
         check_rows(request, self.components, self.scheduler.max_rows)
 
     def add(self, request: ImageRequest) -> None:
@@ -149,24 +150,32 @@ class Engine:
             if ending[request_id] and (request_id in self._decoding or job.is_between_passes):
                 self._ending[request_id] = True  # once its picture is there, or has a step more
             elif ending[request_id] and job.cut_short():
+                self.enlarger.drop(request_id)
                 self._after_step(job)
             else:
                 self._fail(job, RequestCanceled(f"request {request_id} was canceled"))
 
     def _enter_loaded(self) -> None:
-        """Requests whose files are loaded by now join those that wait for rows."""
+        """Requests join those that wait for rows: their files are loaded, or pictures enlarged."""
         for request_id, error in self.loader.ready():
             job = self._jobs[request_id]
             if error is None:
                 self._enter(job.request)
             else:
                 self._fail(job, explained("loading", error))
+        for request_id, second in self.enlarger.ready():
+            job = self._jobs[request_id]
+            if isinstance(second, ImageRequest):
+                self._go_on(job, second)
+            else:
+                self._fail(job, explained("enlarging", second))
 
     def _prepare(self, jobs: Sequence[Job]) -> None:
         now = time.monotonic()
         for job in jobs:
             job.admitted_at = job.admitted_at or now
-        for job, state in self._each_or_alone(self.diffusion.prepare, jobs):
+        pairs = [(job, job.request) for job in jobs]
+        for job, _, state in self._each_or_alone("prepare", self.diffusion.prepare, pairs):
             job.state = state
             if not job.prepared_at:
                 job.prepared_at = time.monotonic()
@@ -176,19 +185,21 @@ class Engine:
             self._after_step(job)
 
     def _each_or_alone(
-        self, verb: Callable[[list[ImageRequest]], list[T]], jobs: Sequence[Job]
-    ) -> list[tuple[Job, T]]:
+        self, what: str, verb: Callable[[list[A]], list[T]], pairs: Sequence[tuple[Job, A]]
+    ) -> list[tuple[Job, A, T]]:
         """Applies `verb` to all together; if that fails, one by one, so only the culprits fail."""
-        if not jobs:
+        if not pairs:
             return []
         try:
-            return list(zip(jobs, verb([job.request for job in jobs]), strict=True))
+            made = verb([each for _, each in pairs])
+            return [(*pair, one) for pair, one in zip(pairs, made, strict=True)]
         except Exception as error:
-            if len(jobs) == 1:
-                self._fail(jobs[0], explained("prepare", error))
+            if len(pairs) == 1:
+                self._fail(pairs[0][0], explained(what, error))
                 return []
-            log.warning("preparing %d requests together failed: %s", len(jobs), error)
-        return [pair for job in jobs for pair in self._each_or_alone(verb, [job])]
+            log.warning("%s: %d requests together failed: %s", what, len(pairs), error)
+        # not within `except`, which keeps the activations in memory
+        return [done for pair in pairs for done in self._each_or_alone(what, verb, [pair])]
 
     def _denoise(self, jobs: Sequence[Job]) -> None:
         batch = [(job, job.state) for job in jobs if job.state is not None and not job.state.done]
@@ -228,31 +239,17 @@ class Engine:
 
     def _decode_some(self) -> None:
         """One VAE forward over the longest waiting and others of its size."""
-        if jobs := self._same_size(list(self._decoding.values())):
-            self._decode(jobs)
-
-    def _decode(self, jobs: Sequence[Job]) -> None:
-        states = [job.state for job in jobs if job.state is not None]
-        try:
-            pictures = self.diffusion.decode(states)
-        except Exception as error:
-            log.warning("decoding %d pictures failed", len(jobs), exc_info=error)
-            if len(jobs) == 1:
-                self._fail(jobs[0], explained("the VAE", error))
-                return
-            pictures = None
-        if pictures is None:  # not within `except`, which keeps the activations in memory
-            for job in jobs:
-                self._decode([job])
-            return
-        for job, state, picture in zip(jobs, states, pictures, strict=True):
+        jobs = self._same_size(list(self._decoding.values()))
+        pairs = [(job, job.state) for job in jobs if job.state is not None]
+        for job, state, picture in self._each_or_alone("the VAE", self.diffusion.decode, pairs):
             if state.error is not None:
                 self._fail(job, state.error)
-            elif (second := self.diffusion.pixel_pass(state, picture)) is not None:
-                del self._decoding[second.id]
-                self._go_on(job, second)
-            else:
+            elif (hires := state.request.hires) is None or state.cut_short:
                 self._finish(job, picture)
+            else:
+                del self._decoding[job.request.id]
+                if second := self.enlarger.enlarge(job.request, hires, picture):
+                    self._go_on(job, second)
 
     def _preview_some(self) -> None:
         """One VAE forward, where somebody looks."""
@@ -287,6 +284,7 @@ class Engine:
         request_id = job.request.id
         self.scheduler.remove(request_id)
         self.loader.give_back(request_id)
+        self.enlarger.drop(request_id)
         del self._jobs[request_id]
         self._decoding.pop(request_id, None)
         self._previews.pop(request_id, None)

@@ -89,7 +89,7 @@ class Hires:
     strength: float
     """0..1; 0 draws nothing more."""
     upscaler: str = "Latent"
-    """One of `pipelines.webui.upscale.LATENT_UPSCALERS` or `PIXEL_UPSCALERS`."""
+    """One of `pipelines.webui.upscale.hires_names`: of the engine's upscalers, or of latents."""
     enlarged: tuple[int, int] | None = None
     """Width and height that it is enlarged to, to be cut to the above; None: to the above."""
     num_inference_steps: int = 0

@@ -22,6 +22,7 @@ from pipelines.engine.stats import EngineStats
 from pipelines.engine.twins import Twins, fingerprint
 from pipelines.errors import EngineStopped, InvalidRequest, RequestCanceled
 from pipelines.loader import SLOTS, Slots
+from pipelines.upscaler.catalogue import Upscalers
 
 log = logging.getLogger("ray.serve.daguerre.engine")
 T = TypeVar("T")
@@ -53,6 +54,7 @@ class EngineWorker:
         max_rows: int = 16,
         slots: Slots = SLOTS,
         profile: StepProfile | None = None,
+        upscalers: Upscalers | None = None,
     ) -> None:
         self._wake = threading.Condition()
         self._loaded = False
@@ -62,6 +64,7 @@ class EngineWorker:
             max_rows=max_rows,
             slots=slots,
             profile=profile,
+            upscalers=upscalers,
             report=self._dispatch,
             on_loaded=self._on_loaded,
         )
@@ -162,6 +165,7 @@ class EngineWorker:
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join(timeout_s)
         self._engine.loader.stop()
+        self._engine.enlarger.stop()
         self._abandon(EngineStopped("the engine stopped before this picture was done"))
 
     def stats(self) -> EngineStats:

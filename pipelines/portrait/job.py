@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from pipelines.portrait.array import Mask, Picture, Points
-from pipelines.portrait.face import Face
+from pipelines.portrait.face import Embedding, Face
 from pipelines.portrait.geometry import Box
 from pipelines.portrait.parameters import SD15, PortraitParameters
 
@@ -61,6 +61,8 @@ Swap = Callable[[Picture, Points, Reference], Picture]
 """A picture of the same size whose face at the mesh is the reference's: a neural swapper."""
 Enlarge = Callable[[Picture], Picture]
 """The picture at a multiple of its size."""
+Embed = Callable[[Picture, Face], Embedding]
+"""Who a face is; `FaceReader().embed`."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,9 @@ class Tools:
     swap: Swap | None = None
     """None warps by the mesh."""
     enlarge: Enlarge | None = None
-    """None resamples, twice the size."""
+    """A network that enhances, as far as `embed` finds everybody the same; None resamples."""
+    embed: Embed | None = None
+    """Needed by `enlarge`, which does nothing without."""
     heads: bool = False
     """`repaint` draws whole heads, hair and glasses too, and not faces alone."""
 

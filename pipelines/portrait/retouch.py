@@ -37,27 +37,34 @@ def smoothed(picture: Picture, mesh: Points) -> Picture:
     return blend.pasted(picture, colour.to_rgb(even), soft, box.top, box.left)
 
 
-def fixed(picture: Picture, where: Mask) -> Picture:
-    """Grain and blocks out, local contrast up, blended in by half and by `where` (0 ... 1)."""
+def fixed(picture: Picture, where: Mask, enlarge: Enlarge | None = None) -> Picture:
+    """Grain and blocks out, local contrast up, blended in by half and by `where` (0 ... 1); with
+    `enlarge` as a network redraws it, back at its size.
+    """
     if not where.any():
         return picture
     box = _around(where)
-    window = picture[box].astype(np.float32)
-    lab = colour.to_lab(window)
-    clean = _edges_kept(lab, 1.5)
-    clean[..., 0] += 0.4 * (clean[..., 0] - blend.smooth(clean[..., 0], 3.0))
-    top, left = box[0].start, box[1].start
-    return blend.pasted(picture, colour.to_rgb(clean), _RATIO * where[box], top, left)
+    window = np.ascontiguousarray(picture[box])
+    size, top, left = (window.shape[1], window.shape[0]), box[0].start, box[1].start
+    if enlarge is not None:
+        clean = resized(enlarge(window), size, cv2.INTER_AREA).astype(np.float32)
+    else:
+        lab = colour.to_lab(window.astype(np.float32))
+        even = _edges_kept(lab, 1.5)
+        even[..., 0] += 0.4 * (even[..., 0] - blend.smooth(even[..., 0], 3.0))
+        clean = colour.to_rgb(even)
+    return blend.pasted(picture, clean, _RATIO * where[box], top, left)
 
 
-def enlarged(picture: Picture, enlarge: Enlarge | None) -> Picture:
-    """Half by `enlarge` and half resampled to its size; without it, resampled to twice the size."""
-    height, width = picture.shape[:2]
-    finer = None if enlarge is None else enlarge(picture)
-    size = (2 * width, 2 * height) if finer is None else (finer.shape[1], finer.shape[0])
+def doubled(picture: Picture, enlarge: Enlarge | None = None) -> Picture:
+    """Resampled to twice the size, or half so and half as a network makes it."""
+    size = (2 * picture.shape[1], 2 * picture.shape[0])
     plain = resized(picture, size, cv2.INTER_LANCZOS4)
-    if finer is None:
-        return plain.astype(np.uint8)
+    if enlarge is None:
+        return plain
+    larger = enlarge(picture)
+    how = cv2.INTER_AREA if larger.shape[1] > size[0] else cv2.INTER_LANCZOS4
+    finer = resized(larger, size, how)
     return cv2.addWeighted(plain, 1 - _RATIO, finer, _RATIO, 0).astype(np.uint8)
 
 

@@ -20,8 +20,9 @@ from pipelines.portrait.drawn_head import fused_head, head_and_background, with_
 from pipelines.portrait.errors import Fault, PortraitError
 from pipelines.portrait.face import faces_of_subjects, main_face
 from pipelines.portrait.fusion import fuse
+from pipelines.portrait.gate import gated
 from pipelines.portrait.geometry import bounds, moved
-from pipelines.portrait.job import Person, PortraitJob, RepaintStage
+from pipelines.portrait.job import Enlarge, Person, PortraitJob, RepaintStage
 from pipelines.portrait.repaint import repainted
 
 _INPAINT = 0.1
@@ -191,12 +192,16 @@ def retouch_skin(job: PortraitJob) -> PortraitJob:
 
 
 def enhance(job: PortraitJob) -> PortraitJob:
-    """`photo_fix` mends the faces, `super_resolution` enlarges the whole picture."""
+    """`photo_fix` mends the faces, `super_resolution` doubles the whole picture.
+
+    By a network where there is one and it leaves everybody who they are; else as without.
+    """
     if not job.parameters.photo_enhancement_bool:
         return job
-    if job.parameters.photo_enhancement_method == "photo_fix":
-        return replace(job, picture=retouch.fixed(job.picture, job.touched))
-    picture = retouch.enlarged(job.picture, job.tools.enlarge)
+    picture, tools = _enhanced(job, None), job.tools
+    if tools.enlarge is not None and tools.embed is not None:
+        finer = _enhanced(job, tools.enlarge)
+        picture = gated(picture, finer, tools.detect, tools.embed)
     size = (picture.shape[1], picture.shape[0])
     touched = resized(job.touched, size, cv2.INTER_LINEAR)
     return replace(job, picture=picture, touched=touched.astype(np.float32))
@@ -227,6 +232,12 @@ STAGES: tuple[Stage, ...] = (
     enhance,
     sharpen,
 )
+
+
+def _enhanced(job: PortraitJob, enlarge: Enlarge | None) -> Picture:
+    if job.parameters.photo_enhancement_method == "photo_fix":
+        return retouch.fixed(job.picture, job.touched, enlarge)
+    return retouch.doubled(job.picture, enlarge)
 
 
 def _all_drawn(job: PortraitJob, stage: RepaintStage, mask: Mask, strength: float) -> Picture:

@@ -10,7 +10,8 @@ from PIL import Image
 from torch.nn import functional
 
 from pipelines.engine.request import Hires, ImageRequest, Latents, Picture
-from pipelines.webui.upscale import LATENT_UPSCALERS, PIXEL_UPSCALERS
+from pipelines.webui.resize import Resize
+from pipelines.webui.upscale import LATENT_UPSCALERS
 
 
 def latent_pass(request: ImageRequest, latents: torch.Tensor, factor: int) -> ImageRequest | None:
@@ -29,12 +30,12 @@ def latent_pass(request: ImageRequest, latents: torch.Tensor, factor: int) -> Im
     return second_pass(request, hires, init_latents=cut.contiguous().cpu().numpy())
 
 
-def pixel_pass(request: ImageRequest, picture: Picture) -> ImageRequest | None:
-    """The second pass from the picture of the first; None where there is none."""
-    if (hires := request.hires) is None:
-        return None
+def pixel_pass(
+    request: ImageRequest, hires: Hires, picture: Picture, resize: Resize
+) -> ImageRequest:
+    """The second pass from the picture of the first, enlarged by `resize`."""
     width, height = hires.enlarged or (hires.width, hires.height)
-    larger = PIXEL_UPSCALERS[hires.upscaler](Image.fromarray(picture), width, height)
+    larger = resize(Image.fromarray(picture), width, height)
     left, top = (width - hires.width) // 2, (height - hires.height) // 2
     cut = larger.crop((left, top, left + hires.width, top + hires.height))
     return second_pass(request, hires, init_image=np.asarray(cut))

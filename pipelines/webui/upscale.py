@@ -1,12 +1,11 @@
-"""How hires fix enlarges a picture: the ways by their names, and the size. Imports no torch."""
+"""How hires fix enlarges: the ways by their names, and the size. Imports no torch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
-from pipelines.upscaler import NO_UPSCALER, UPSCALERS
-from pipelines.webui.resize import Resize, lanczos
+from pipelines.upscaler.catalogue import NO_UPSCALER
 
 LATENT: Final = "Latent"
 LATENT_UPSCALERS: Final[Mapping[str, Mapping[str, Any]]] = {
@@ -19,8 +18,12 @@ LATENT_UPSCALERS: Final[Mapping[str, Mapping[str, Any]]] = {
 }
 """How the latents themselves are enlarged: arguments of torch's `interpolate`."""
 
-PIXEL_UPSCALERS: Final[Mapping[str, Resize]] = {NO_UPSCALER: lanczos, **UPSCALERS}
-"""How the picture is, which is decoded for it."""
+
+def hires_names(upscalers: Iterable[str]) -> tuple[str, ...]:
+    """Those of latents, and those of pictures, which are decoded for it: `upscalers`, or Lanczos
+    by another name.
+    """
+    return (*LATENT_UPSCALERS, NO_UPSCALER, *upscalers)
 
 
 class HiresSize(NamedTuple):

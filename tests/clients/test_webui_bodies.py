@@ -139,7 +139,7 @@ def test_img2img_of_a_guide_draws_once_its_placeholders_are_pictures(webui, guid
     assert (answer["parameters"]["mask"], answer["parameters"]["init_images"]) == (None, None)
 
 
-@pytest.mark.parametrize("upscaler", ["Latent", "Lanczos"])
+@pytest.mark.parametrize("upscaler", ["Latent", "Lanczos", "R-ESRGAN 4x+ Anime6B"])
 @pytest.mark.parametrize("strength", [0, 0.5])
 def test_hires_fix_draws_at_the_larger_size(drawing, upscaler, strength):
     first = SMALL | {"sampler_name": "Euler a"}
@@ -192,3 +192,17 @@ def test_an_interrupted_call_answers_with_what_is_drawn_by_then(drawing, hires):
     assert drawing.get("progress").json()["progress"] == 0
     whole = pixels(posted(drawing, "txt2img", given | {"enable_hr": False}))
     assert np.abs(picture.astype(int) - whole).max() > 3
+
+
+def test_extras_enlarge_by_a_network_what_one_sees(drawing):
+    checks = np.kron(np.indices((4, 4)).sum(0) % 2, np.ones((12, 12))) * 255
+    given = Image.fromarray(checks.astype(np.uint8)).convert("RGB")
+    answer = posted(
+        drawing, "extra-single-image", {"image": file(given), "upscaler_1": "R-ESRGAN 4x+ Anime6B"}
+    )
+    larger = Image.open(io.BytesIO(base64.b64decode(answer["image"])))
+    assert larger.size == (96, 96)
+    again = np.asarray(larger.resize((48, 48), Image.Resampling.BOX).convert("L"))
+    assert np.corrcoef(again.ravel(), checks.ravel())[0, 1] > 0.9
+    plain = given.resize((96, 96), Image.Resampling.LANCZOS)
+    assert larger.tobytes() != plain.tobytes()

@@ -102,7 +102,8 @@ def test_lists(webui):
     assert webui.get_memory()["ram"]["total"] > 0
     assert webui.get_embeddings()["loaded"] == {}
     assert set(webui.get_scripts()) == {"txt2img", "img2img"}
-    empty = ("loras", "sd_vae", "hypernetworks", "face_restorers", "realesrgan_models")
+    assert [one["scale"] for one in webui.get_realesrgan_models()] == [4, 4]
+    empty = ("loras", "sd_vae", "hypernetworks", "face_restorers")
     for name in empty:
         assert getattr(webui, f"get_{name}")() == [], name
     webui.refresh_checkpoints()

@@ -17,13 +17,17 @@ from deployments import pictures
 from deployments.generator import Generator
 from deployments.storage.local import LocalStore
 from deployments.storage.store import StorageUnavailable
+from deployments.tasks.enhancement import EnhanceOrder
 from deployments.tasks.image import ImageFields
-from deployments.tasks.model import Claimed, Status, Task
+from deployments.tasks.model import Claimed, Kind, Status, Task
 from deployments.tasks.store import TaskStore
 from pipelines.components import Components
 from pipelines.diffusion import Diffusion
+from pipelines.enhancement import Enhancement, Restoration
 from pipelines.errors import InvalidRequest
+from pipelines.face_restorer import FaceRestorers
 from pipelines.images import decode_image, encode_image
+from pipelines.upscaler.target import ByFactor
 from tests.unit.pipelines import conftest as checkpoints
 from tests.unit.pipelines import guides
 
@@ -338,3 +342,66 @@ async def _previews(store: TaskStore, task: Task) -> None:
             after = event.id
             if event.type == "preview":
                 return
+
+
+# pictures made larger and clearer
+
+
+async def test_finished_pictures_are_enlarged_by_a_network(
+    start: Callable[..., Generator], submit: Submit, objects: Objects, store: TaskStore
+) -> None:
+    start()
+    rng = np.random.default_rng(0)
+    keys = []
+    for index, side in enumerate((8, 12)):
+        data, kind = encode_image(rng.integers(0, 256, (side, side, 3), np.uint8), "png")
+        keys.append(f"inputs/{index}")
+        await objects.put(keys[-1], data, kind)
+    work = Enhancement(ByFactor(4), "R-ESRGAN 4x+ Anime6B")
+    order = EnhanceOrder(pictures=tuple(keys), num_images=2, work=work)
+    new = await submit(queue="tiny", kind=Kind.ENHANCE, input=order.model_dump(mode="json"))
+    task = await reached(store, new, Status.SUCCEEDED, Status.FAILED)
+    assert task.status is Status.SUCCEEDED
+    assert [(output.width, output.height) for output in task.outputs] == [(32, 32), (48, 48)]
+    drawn = decode_image(await objects.get(task.outputs[1].key), max_pixels=10**6)
+    assert drawn.size == (48, 48)
+    assert (task.progress.step, task.progress.steps) == (2, 2)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+async def test_faces_of_finished_pictures_are_restored_where_a_mask_lets_them_be(
+    start: Callable[..., Generator],
+    submit: Submit,
+    objects: Objects,
+    store: TaskStore,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    masked: bool,
+) -> None:
+    def inverted(self: FaceRestorers, picture: Any, wanted: Restoration) -> Any:
+        assert wanted == Restoration("R")
+        return 255 - picture
+
+    monkeypatch.setattr(FaceRestorers, "restore", inverted)
+    start()
+    init = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    mask = np.zeros_like(init)
+    mask[:, 32:] = 255
+    for key, picture in (("inputs/init", init), ("inputs/mask", mask)):
+        await objects.put(key, *encode_image(picture, "png"))
+    begun = {"init_image": ("inputs/init", (64, 64)), "mask_key": "inputs/mask"} if masked else {}
+    drawn = []
+    for name in (None, "R"):
+        webui = {"sampler": "Euler", "restore_faces": name}
+        fields = ImageFields(
+            prompt="", width=64, height=64, num_inference_steps=2, webui=webui, seed=1
+        )
+        known = settings.model_copy(update={"face_restorers": {"R": Path("r.pth")}})
+        order = fields.resolve(known, model="tiny", **begun)
+        new = await submit(queue="tiny", input=order.model_dump(mode="json"))
+        done = await reached(store, new, Status.SUCCEEDED, Status.FAILED)
+        file = await objects.get(done.outputs[0].key)
+        drawn.append(np.asarray(decode_image(file, max_pixels=10**6)))
+    plain, restored = drawn
+    assert (restored[:, 40:] == 255 - plain[:, 40:]).all()
+    assert (restored[:, :24] == (init if masked else 255 - plain)[:, :24]).all()

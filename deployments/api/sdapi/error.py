@@ -31,6 +31,8 @@ FIELDS: dict[str, str] = {
     "hires": "enable_hr",
     "webui.hires.width": "hr_resize_x",
     "webui.hires.strength": "denoising_strength",
+    "webui.hires.upscaler": "hr_upscaler",
+    "webui.restore_faces": "restore_faces",
     "webui.hires.num_inference_steps": "hr_second_pass_steps",
     "webui.hires.prompt": "hr_prompt",
     "webui.hires.negative_prompt": "hr_negative_prompt",

@@ -9,7 +9,7 @@ from configs.settings import Settings
 from deployments.api.sdapi.checkpoint import find_model
 from deployments.api.sdapi.schema import Txt2ImgBody
 from deployments.api.sdapi.wanted import Refusal, Wanted
-from deployments.tasks.hires import HIRES_UPSCALERS
+from deployments.tasks.hires import hires_upscalers
 from deployments.tasks.limit import MIN_SIDE_PX, SIDE_STEP_PX
 from pipelines.webui.sampler import WEBUI_SAMPLERS, resolve_sampler, split_sampler
 from pipelines.webui.upscale import LATENT, LATENT_UPSCALERS, HiresSize, hires_size
@@ -105,8 +105,9 @@ def hires_refusals(wanted: Wanted, body: Txt2ImgBody, settings: Settings) -> Ite
     """What of it cannot be honoured."""
     if body.denoising_strength is None:
         yield "denoising_strength", "a number of 0 to 1 where enable_hr is true", None
-    if body.hr_upscaler and body.hr_upscaler not in HIRES_UPSCALERS:
-        yield "hr_upscaler", f"one of {', '.join(HIRES_UPSCALERS)}", body.hr_upscaler
+    known = hires_upscalers(settings)
+    if body.hr_upscaler and body.hr_upscaler not in known:
+        yield "hr_upscaler", f"one of {', '.join(known)}", body.hr_upscaler
     name = _named_sampler(body)
     if name and split_sampler(name)[0] not in WEBUI_SAMPLERS:
         yield "hr_sampler_name", f"one of {', '.join(WEBUI_SAMPLERS)}", name

@@ -40,7 +40,7 @@ def info_of(wanted: Wanted, pictures: Sequence[Drawn], grids: Sequence[Drawn]) -
             "steps": wanted.given("steps"),
             "batch_size": wanted.given("batch_size"),
             "restore_faces": bool(wanted.option("restore_faces", "face_restoration")),
-            "face_restoration_model": None,
+            "face_restoration_model": wanted.face_restorer,
             "sd_model_name": wanted.model,
             "sd_model_hash": short_hash(wanted.cards, wanted.model),
             "sd_vae_name": None,

@@ -30,6 +30,7 @@ def labels_of(wanted: Wanted) -> dict[str, Any]:
         else shown_schedule(wanted.sampler, wanted.schedule),
         "CFG scale": wanted.given("cfg_scale"),
         "Seed": None,
+        "Face restoration": wanted.face_restorer,
         "Size": f"{width}x{height}",
         "Model hash": short_hash(wanted.cards, wanted.model),
         "Model": wanted.model,

@@ -10,7 +10,7 @@ from deployments.api.route import OwnerDep, ServicesDep
 from deployments.api.sdapi import listing, options, sampler
 from deployments.api.sdapi.checkpoint import checkpoint_list, read_cards
 from deployments.api.sdapi.embedding import embedding_list
-from deployments.api.sdapi.extras import upscaler_list
+from deployments.api.sdapi.extras import realesrgan_list, restorer_list, upscaler_list
 from deployments.api.sdapi.route import SdapiRoute
 from deployments.api.sdapi.script import script_info, script_list
 from pipelines.webui.upscale import LATENT_UPSCALERS
@@ -36,8 +36,18 @@ async def schedulers() -> Items:
 
 
 @router.get("/upscalers")
-async def upscalers() -> Items:
-    return upscaler_list()
+async def upscalers(services: ServicesDep) -> Items:
+    return upscaler_list(services.settings)
+
+
+@router.get("/realesrgan-models")
+async def realesrgan_models() -> Items:
+    return realesrgan_list()
+
+
+@router.get("/face-restorers")
+async def face_restorers(services: ServicesDep) -> Items:
+    return restorer_list(services.settings)
 
 
 @router.get("/latent-upscale-modes")
@@ -52,8 +62,6 @@ async def sd_models(services: ServicesDep) -> Items:
 
 @router.get("/sd-vae")
 @router.get("/hypernetworks")
-@router.get("/face-restorers")
-@router.get("/realesrgan-models")
 @router.get("/extensions")
 async def none_of_them() -> Items:
     return []

@@ -66,16 +66,21 @@ async def _drawn(
 
 @router.post("/extra-single-image", summary="Enlarge a picture", responses=examples.ENLARGED)
 async def extra_single_image(
-    body: Annotated[ExtraSingleBody, Body(openapi_examples=examples.EXTRA)], services: ServicesDep
+    body: Annotated[ExtraSingleBody, Body(openapi_examples=examples.EXTRA)],
+    request: Request,
+    owner: OwnerDep,
+    calls: BlockingDep,
 ) -> dict[str, Any]:
-    images, told = await enlarged(body, [body.image], "image", services)
+    images, told = await enlarged(body, [body.image], "image", request, owner, calls)
     return {"html_info": told, "image": images[0]}
 
 
 @router.post("/extra-batch-images", include_in_schema=False)
-async def extra_batch_images(body: ExtraBatchBody, services: ServicesDep) -> dict[str, Any]:
+async def extra_batch_images(
+    body: ExtraBatchBody, request: Request, owner: OwnerDep, calls: BlockingDep
+) -> dict[str, Any]:
     sent = [file.data for file in body.imageList]
-    images, told = await enlarged(body, sent, "imageList", services)
+    images, told = await enlarged(body, sent, "imageList", request, owner, calls)
     return {"html_info": told, "images": images}
 
 

@@ -21,9 +21,11 @@ from deployments.api.sdapi.picture import png_file
 from deployments.api.sdapi.schema import GenerationBody, Img2ImgBody, Txt2ImgBody
 from deployments.api.sdapi.submission import Sent, metadata_of
 from deployments.api.sdapi.wanted import Wanted
+from pipelines.errors import InvalidRequest
+from pipelines.upscaler.catalogue import NO_UPSCALER, RESAMPLERS
 from pipelines.webui.resize import LATENT as LATENT_MODE
-from pipelines.webui.resize import STRETCH
-from pipelines.webui.upscale import LATENT, PIXEL_UPSCALERS
+from pipelines.webui.resize import STRETCH, lanczos
+from pipelines.webui.upscale import LATENT, LATENT_UPSCALERS
 
 
 def drawn_on(wanted: Wanted, drawn: Drawn, **fields: Any) -> Wanted:
@@ -91,8 +93,15 @@ def _enlarged(file: bytes, wanted: Wanted, body: Txt2ImgBody) -> bytes:
     image: Image.Image = Image.open(io.BytesIO(file))
     size = hires_enlarged(wanted, body)
     width, height = size.enlarged
-    if upscale := PIXEL_UPSCALERS.get(body.hr_upscaler or LATENT):
-        image = upscale(image, width, height)
+    name = body.hr_upscaler or LATENT
+    if name not in LATENT_UPSCALERS:
+        if name not in (NO_UPSCALER, *RESAMPLERS):  # it would take minutes of this process
+            raise InvalidRequest(
+                "hr_upscaler",
+                f"hr_upscaler must not be a network where the second pass has a checkpoint or "
+                f"guides of its own, given {name!r}",
+            )
+        image = RESAMPLERS.get(name, lanczos)(image, width, height)
     across, down = image.width * size.width // width, image.height * size.height // height
     left, top = (image.width - across) // 2, (image.height - down) // 2
     return png_file(image.crop((left, top, left + across, top + down)))

@@ -73,6 +73,7 @@ def submission_of(wanted: Wanted, sent: Sent, settings: Settings) -> Submission:
     """
     body = wanted.body
     fields = _fields(wanted, settings)
+    fields["webui"]["restore_faces"] = wanted.face_restorer
     if isinstance(body, Img2ImgBody):
         fields |= _placing(wanted, body, masked=sent.mask is not None)
     return Submission(

@@ -27,6 +27,8 @@ def _refusals(wanted: Wanted, settings: Settings) -> Iterator[Refusal]:
             yield field, "at least 1", wanted.given(field)
     if body.refiner_checkpoint and body.refiner_switch_at:
         yield "refiner_checkpoint", "null: this server has no refiner", body.refiner_checkpoint
+    if wanted.option("restore_faces", "face_restoration") and not settings.face_restorers:
+        yield "restore_faces", "false: the setting face_restorers names no network", True
     if hires := hires_body(wanted):
         yield from hires_refusals(wanted, hires, settings)
     if isinstance(body, Img2ImgBody):

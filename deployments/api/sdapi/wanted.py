@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from fastapi.exceptions import RequestValidationError
@@ -43,6 +43,8 @@ class Wanted:
     cards: Cards
     steps_before: int = 0
     """Of an earlier pass over the same picture."""
+    restorers: tuple[str, ...] = ()
+    """Names of the face restorers that are here."""
 
     @property
     def model(self) -> str:
@@ -75,6 +77,14 @@ class Wanted:
         by_timestep = WEBUI_SAMPLERS[sampler].by_timestep
         found = self.options["eta_ddim" if by_timestep else "eta_ancestral"]
         return default_eta(sampler) if found is None else float(found)
+
+    @property
+    def face_restorer(self) -> str | None:
+        """The name of the one to use: the option's if it is here, else the first; None for none."""
+        if not self.option("restore_faces", "face_restoration"):
+            return None
+        named = str(self.options["face_restoration_model"])
+        return named if named in self.restorers else next(iter(self.restorers), None)
 
     @property
     def subseed(self) -> int | None:
@@ -163,7 +173,8 @@ def wanted_of(
     preset = settings.models[values[options.CHECKPOINT]]
     hires = isinstance(body, Txt2ImgBody) and bool(body.enable_hr)
     guides = guides_of(body, preset, hires=hires)
-    return Wanted(body, values, prompt, negative, hires_prompts, sampler, schedule, guides, cards)
+    wanted = Wanted(body, values, prompt, negative, hires_prompts, sampler, schedule, guides, cards)
+    return replace(wanted, restorers=tuple(settings.face_restorers))
 
 
 def _hires_prompts(body: GenerationBody, prompts: tuple[str, str]) -> tuple[str, str]:

@@ -75,4 +75,4 @@ def test_pictures_between_are_for_local_portraits(run: Run, files: dict[str, Pat
     words = ["--subject", files["bob.png"], "--template", files["t.png"], "--debug-dir", "d"]
     ended = run(*words)
     assert ended.exit_code == 2
-    assert "--debug-dir and --lora are for --local" in ended.output
+    assert "--debug-dir, --lora and --upscaler are for --local" in ended.output

@@ -21,7 +21,8 @@ from deployments.api.sdapi.scripts.sheet import ONE
 from deployments.api.sdapi.submission import Sent, sent_of
 from pipelines.errors import InvalidRequest
 from pipelines.images import decode_image
-from pipelines.upscaler import NO_UPSCALER, UPSCALERS, ByFactor
+from pipelines.upscaler.catalogue import NO_UPSCALER, RESAMPLERS
+from pipelines.upscaler.target import ByFactor
 from pipelines.webui.region import Region
 from pipelines.webui.tile import join_tiles, tile_regions
 
@@ -32,7 +33,7 @@ class EnlargeArguments(Arguments):
     upscaler: Int | Str = Field(
         NO_UPSCALER,
         title="Upscaler",
-        examples=[NO_UPSCALER, *UPSCALERS],
+        examples=[NO_UPSCALER, *RESAMPLERS],
         union_mode="left_to_right",
     )
     scale: Annotated[Float, Field(ge=1, le=4)] = Field(2.0, title="Scale Factor")
@@ -74,7 +75,7 @@ async def sd_upscale(drawing: Drawing, body: GenerationBody, args: list[Any]) ->
 
 def _upscaler(given: int | str) -> str:
     """By name, or by its place in the list. Raises InvalidRequest."""
-    names = (NO_UPSCALER, *UPSCALERS)
+    names = (NO_UPSCALER, *RESAMPLERS)
     if isinstance(given, int) and 0 <= given < len(names):
         return names[given]
     if given in names:
@@ -98,7 +99,7 @@ async def _enlarged(drawing: Drawing, file: bytes, upscaler: str, scale: float) 
                 "script_args",
                 f"the picture may have at most {most} pixels, given {width} x {height}",
             )
-        return target.apply(image, UPSCALERS[upscaler])
+        return target.apply(image, RESAMPLERS[upscaler])
 
     return await drawing.services.decode(enlarge)
 

@@ -84,6 +84,28 @@ async def test_a_batch_is_one_task_whose_seeds_count_up(webui):
     assert (info["seed"], info["batch_size"], info["index_of_first_image"]) == (100, 2, 0)
 
 
+async def test_faces_are_restored_by_what_the_settings_name(open_api, connect):
+    files = {"GFPGAN": "g.pth", "CodeFormer": "c.pth"}
+    webui = connect(await open_api(face_restorers=files))
+    answer = await webui.draw("txt2img", **SMALL, restore_faces=True)
+    assert webui.order["webui"]["restore_faces"] == "CodeFormer"
+    info = json.loads(answer["info"])
+    assert (info["restore_faces"], info["face_restoration_model"]) == (True, "CodeFormer")
+    assert ", Face restoration: CodeFormer, Size: 64x64" in info["infotexts"][0]
+    over = {"face_restoration": True, "face_restoration_model": "GFPGAN"}
+    await webui.draw("txt2img", **SMALL, override_settings=over)
+    assert webui.order["webui"]["restore_faces"] == "GFPGAN"
+    await webui.draw("txt2img", **SMALL, override_settings=over, restore_faces=False)
+    assert webui.order["webui"]["restore_faces"] is None
+
+
+async def test_without_a_face_restorer_asking_for_one_says_which_setting_names_them(webui):
+    answer = await webui.post("txt2img", **SMALL, restore_faces=True)
+    (fault,) = answer.json()["detail"]
+    assert (answer.status_code, fault["loc"]) == (422, ["body", "restore_faces"])
+    assert "setting face_restorers" in fault["msg"]
+
+
 async def test_info_has_the_keys_of_the_web_ui_in_their_order(webui):
     info = json.loads((await webui.draw("txt2img", **SMALL))["info"])
     keys = (

@@ -8,6 +8,11 @@ import json
 import pytest
 from PIL import Image
 
+from deployments.tasks.enhancement import EnhanceOrder
+from deployments.tasks.model import Kind, Output
+from pipelines.enhancement import Enhancement, Restoration
+from pipelines.upscaler.target import ByFactor
+
 SMALL = {"prompt": "a fox", "steps": 3, "width": 64, "height": 64}
 
 
@@ -102,6 +107,7 @@ LISTS = [
     ("schedulers", {"name", "label", "aliases", "default_rho", "need_inner_model"}),
     ("upscalers", {"name", "model_name", "model_path", "model_url", "scale"}),
     ("latent-upscale-modes", {"name"}),
+    ("realesrgan-models", {"name", "path", "scale"}),
     ("sd-models", {"title", "model_name", "hash", "sha256", "filename", "config"}),
     ("prompt-styles", {"name", "prompt", "negative_prompt"}),
     ("script-info", {"name", "is_alwayson", "is_img2img", "args"}),
@@ -115,9 +121,7 @@ async def test_a_list_has_items_of_the_documented_keys(webui, path, keys):
     assert all(set(item) == keys for item in items)
 
 
-@pytest.mark.parametrize(
-    "path", ["sd-vae", "hypernetworks", "face-restorers", "realesrgan-models", "extensions"]
-)
+@pytest.mark.parametrize("path", ["sd-vae", "hypernetworks", "face-restorers", "extensions"])
 async def test_what_is_not_here_is_an_empty_list(webui, path):
     assert await webui.get(path) == []
 
@@ -270,8 +274,10 @@ async def test_several_pictures_are_enlarged_and_two_ways_mixed(webui):
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("upscaler_1", "R-ESRGAN 4x+"),
+        ("upscaler_1", "ScuNET GAN"),
+        ("upscaler_2", "4x-UltraSharp"),
         ("codeformer_visibility", 1),
+        ("gfpgan_visibility", 0.5),
         ("gfpgan_visibility", 2),
         ("upscaling_resize", 1000),
         ("upscaling_resize", 0),
@@ -281,6 +287,54 @@ async def test_several_pictures_are_enlarged_and_two_ways_mixed(webui):
 async def test_extras_that_are_not_here_are_refused_by_name(webui, field, value):
     body = {"image": file(), "upscaler_1": "Lanczos"} | {field: value}
     assert await webui.refusal("extra-single-image", **body) == (422, field)
+
+
+NETWORKS = {"upscalers": {"4x-Sharp": "sharp.pth"}, "face_restorers": {"GFPGAN": "gfpgan.pth"}}
+
+
+async def test_extras_with_a_network_are_a_task_of_the_models_workers(open_api, connect):
+    webui = connect(await open_api(**NETWORKS))
+    files = [{"data": file(16, 16), "name": "a"}, {"data": file(24, 24), "name": "b"}]
+    body = {"imageList": files, "upscaler_1": "Lanczos", "upscaler_2": "4x-Sharp"}
+    body |= {"extras_upscaler_2_visibility": 0.25, "gfpgan_visibility": 0.5, "upscale_first": True}
+    call, claimed = await webui.begin("extra-batch-images", **body)
+    assert claimed.task.kind is Kind.ENHANCE
+    order = EnhanceOrder.model_validate(claimed.task.input)
+    assert order.work == Enhancement(
+        ByFactor(2), "Lanczos", "4x-Sharp", 0.25, (Restoration("GFPGAN", 0.5, 0),), True
+    )
+    sent = [await webui.api.services.objects.get(key) for key in order.pictures]
+    assert sent == [base64.b64decode(each["data"]) for each in files]
+    outputs = []
+    for index, data in enumerate(sent[::-1]):
+        await webui.api.services.objects.put(f"results/x/{index}.png", data, "image/png")
+        outputs.append(Output(key=f"results/x/{index}.png", content_type="image/png"))
+    assert await webui.api.services.store.succeed(claimed.claim, outputs)
+    answer = (await call).json()
+    assert [opened(image).size for image in answer["images"]] == [(24, 24), (16, 16)]
+    assert answer["html_info"] == "<p>Upscaler: Lanczos, scale: 2</p>"
+    native = await webui.api.task(claimed.task.id)
+    assert (native["status"], native["progress"]["steps"]) == ("completed", 0)
+
+
+async def test_extras_with_a_network_are_judged_before_they_are_queued(open_api, connect):
+    webui = connect(await open_api(**NETWORKS))
+    body = {"image": file(), "upscaler_1": "4x-Sharp"}
+    wide = await webui.refusal("extra-single-image", **(body | {"upscaling_resize": 1000}))
+    assert wide == (422, "upscaling_resize")
+    broken = await webui.refusal("extra-single-image", **(body | {"image": "bm90"}))
+    assert broken == (422, "Invalid encoded image")
+    refused = await webui.refusal("extra-single-image", **(body | {"codeformer_visibility": 1}))
+    assert refused == (422, "codeformer_visibility")
+
+
+async def test_networks_of_the_settings_are_listed(open_api, connect):
+    webui = connect(await open_api(**NETWORKS))
+    upscalers = [one["name"] for one in await webui.get("upscalers")]
+    assert upscalers[:3] == ["None", "Lanczos", "Nearest"]
+    assert upscalers[-1] == "4x-Sharp"
+    assert await webui.get("face-restorers") == [{"name": "GFPGAN", "cmd_dir": None}]
+    assert {one["name"] for one in await webui.get("realesrgan-models")} < set(upscalers)
 
 
 async def test_a_picture_without_metadata_tells_nothing(webui):

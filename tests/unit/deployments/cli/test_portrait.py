@@ -2,11 +2,15 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from deployments.cli import app
+from pipelines.upscaler.catalogue import Upscalers
 from tests.unit.pipelines.portrait.pictures import PHOTOS
 
 RUNNER = CliRunner()
@@ -38,6 +42,7 @@ def test_more_photos_after_a_subject_are_the_same_persons(tmp_path: Path) -> Non
         (["--subject", OBAMA, "--subject", ARDERN, "--template", COLLINS, OBAMA], "whose photo"),
         (["--subject", str(PHOTOS / "README.md"), "--template", COLLINS], "is not a PNG"),
         (["--subject", "/nowhere.jpg", "--template", COLLINS], "cannot be read"),
+        (["--subject", OBAMA, "--template", COLLINS, "--upscaler", "Lanczos"], "R-ESRGAN 4x+"),
     ],
 )
 def test_what_is_wrong_is_said_with_exit_code_2(
@@ -47,6 +52,22 @@ def test_what_is_wrong_is_said_with_exit_code_2(
     assert ended.exit_code == 2
     assert message in ended.output
     assert not (tmp_path / "out.png").exists()
+
+
+def test_a_network_enhances_the_portrait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lighter(self: Upscalers, name: str, picture: Any) -> Any:
+        assert name == "R-ESRGAN 4x+"
+        return np.repeat(np.repeat(picture // 16 * 16 + 8, 4, axis=0), 4, axis=1)
+
+    monkeypatch.setattr(Upscalers, "enlarge", lighter)
+    words = ["portrait", "--local", "--subject", OBAMA, "--template", COLLINS]
+    made = []
+    for more in ([], ["--upscaler", "R-ESRGAN 4x+"]):
+        ended = RUNNER.invoke(app, [*words, *more, "-o", str(tmp_path / f"{len(more)}.png")])
+        assert ended.exit_code == 0, ended.output
+        made.append(Image.open(tmp_path / f"{len(more)}.png"))
+    assert made[0].size == made[1].size
+    assert made[0].tobytes() != made[1].tobytes()
 
 
 def test_photos_are_judged_in_a_table() -> None:

@@ -49,6 +49,7 @@ def test_the_second_pass_is_told_in_the_metadata_and_asked_for_again_by_them():
         ("height", {"height": 8}),
         ("num_inference_steps", {"num_inference_steps": 10_000}),
         ("prompt", {"prompt": "a" * 100_000}),
+        ("upscaler", {"upscaler": "x"}),
         ("width", {"size": (64, 2048), "width": 2048, "height": 64}),
     ],
 )
@@ -64,9 +65,7 @@ def test_a_second_pass_over_an_initial_picture_is_refused():
         job(init_image=("inputs/x", (512, 512)))
 
 
-@pytest.mark.parametrize(
-    "changes", [{"upscaler": "x"}, {"sampler": "x"}, {"scheduler": "x"}, {"strength": 1.5}]
-)
+@pytest.mark.parametrize("changes", [{"sampler": "x"}, {"scheduler": "x"}, {"strength": 1.5}])
 def test_words_that_the_web_ui_does_not_know_are_refused(changes):
     with pytest.raises(ValidationError):
         job(**changes)
@@ -77,3 +76,21 @@ def test_enlarged_to_a_rounded_size_the_latents_are_those_of_the_size_asked_for(
         asked = hires_size(width, height, scale=scale)
         rounded = hires_size(width, height, resize_x=asked[0] // 8 * 8, resize_y=asked[1] // 8 * 8)
         assert [side // 8 for side in rounded.enlarged] == [side // 8 for side in asked.enlarged]
+
+
+def test_a_deployers_network_may_be_named_and_so_may_the_packages():
+    assert job(upscaler="R-ESRGAN 4x+").requests("r")[0].hires.upscaler == "R-ESRGAN 4x+"
+    settings = Settings(_env_file=None, upscalers={"4x-Sharp": "x.pth"})
+    drawn = {"sampler": "Euler a", "hires": SECOND | {"upscaler": "4x-Sharp"}}
+    fields = ImageFields(prompt="", webui=drawn)
+    assert fields.resolve(settings, model="embedded").webui.hires.upscaler == "4x-Sharp"
+
+
+def test_faces_are_restored_only_by_what_the_settings_name():
+    fields = ImageFields(prompt="", webui={"sampler": "Euler a", "restore_faces": "GFPGAN"})
+    with pytest.raises(InvalidRequest, match=r"setting face_restorers names, given 'GFPGAN'"):
+        fields.resolve(SETTINGS, model="embedded")
+    settings = Settings(_env_file=None, face_restorers={"GFPGAN": "x.pth"})
+    order = fields.resolve(settings, model="embedded")
+    assert order.webui.restore_faces == "GFPGAN"
+    assert ImageJob.sized(order, 64).requests("r")[0].scheduler == "Euler a"

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional
 
 from pipelines.components import Components
@@ -22,8 +26,10 @@ from pipelines.engine.request import (
     ImageResult,
     Picture,
 )
-from pipelines.errors import InvalidRequest
-from pipelines.webui.upscale import LATENT_UPSCALERS, PIXEL_UPSCALERS, hires_size
+from pipelines.engine.worker import EngineWorker
+from pipelines.errors import InvalidRequest, ModelError, RequestCanceled
+from pipelines.upscaler.catalogue import NO_UPSCALER, RESAMPLERS, Upscalers
+from pipelines.webui.upscale import LATENT_UPSCALERS, hires_size
 
 MakeRequest = Callable[..., ImageRequest]
 
@@ -86,7 +92,7 @@ def test_the_second_pass_begins_with_the_latents_of_the_first(
     assert expected.std() > 10
 
 
-@pytest.mark.parametrize("upscaler", [*LATENT_UPSCALERS, *PIXEL_UPSCALERS])
+@pytest.mark.parametrize("upscaler", [*LATENT_UPSCALERS, NO_UPSCALER, *RESAMPLERS])
 def test_every_upscaler_leads_to_the_size_that_is_asked(
     sd: Components, hires: MakeRequest, upscaler: str
 ) -> None:
@@ -190,3 +196,130 @@ def test_the_size_of_the_second_pass() -> None:
     assert hires_size(512, 768, resize_y=1024) == (682, 1024, (682, 1024))
     assert hires_size(512, 512, resize_x=1024, resize_y=768) == (1024, 768, (1024, 1024))
     assert hires_size(768, 512, resize_x=768, resize_y=768) == (768, 768, (1152, 768))
+
+
+# networks, which run beside the engine
+
+
+class Gate:
+    """A network that waits to be let through; it doubles and inverts."""
+
+    def __init__(self) -> None:
+        self.open = threading.Event()
+        self.stopped = threading.Event()
+
+    def enlarge(self, picture: Picture, between: Callable[[], None]) -> Picture:
+        self.open.wait(30)
+        try:
+            between()
+        except RequestCanceled:
+            self.stopped.set()
+            raise
+        return 255 - picture.repeat(2, axis=0).repeat(2, axis=1)
+
+
+@pytest.fixture
+def gate() -> Gate:
+    return Gate()
+
+
+@pytest.fixture
+def upscalers(gate: Gate) -> Upscalers:
+    made = Upscalers({"gate": Path("none")})
+    made._loaded["gate"] = gate  # type: ignore[assignment]
+    return made
+
+
+def steps_until(engine: Engine, done: Callable[[], bool]) -> None:
+    for _ in range(200):
+        if done():
+            return
+        engine.step()
+        time.sleep(0.005 if engine.stalled else 0)
+    raise AssertionError("it takes too long")
+
+
+def test_others_are_drawn_while_a_network_enlarges(
+    sd: Components, hires: MakeRequest, make_request: MakeRequest, gate: Gate, upscalers: Upscalers
+) -> None:
+    outcomes: list[Outcome] = []
+    woken = threading.Event()
+    engine = Engine(sd, upscalers=upscalers, report=outcomes.append, on_loaded=woken.set)
+    enlarged = hires(hires={"upscaler": "gate"})
+    engine.add(enlarged)
+    steps_until(engine, lambda: engine.stalled)
+    engine.add(other := make_request(seed=5))
+    assert not engine.stalled
+    steps_until(engine, lambda: engine.stalled)
+    assert [o.request_id for o in outcomes if isinstance(o, ImageResult)] == [other.id]
+    assert not woken.is_set()
+    gate.open.set()
+    assert woken.wait(30)
+    steps_until(engine, lambda: engine.idle)
+    assert isinstance(outcomes[-1], ImageResult)
+    # by hand: the picture of the first pass, as the network makes it, drawn on
+    (first,) = pictures(sd, make_request(scheduler="Euler a", eta=1.0))
+    larger = gate.enlarge(first, lambda: None)
+    begun = np.asarray(Image.fromarray(larger).resize((96, 80), Image.Resampling.LANCZOS))
+    by_hand = make_request(
+        scheduler="Euler a",
+        eta=1.0,
+        width=96,
+        height=80,
+        init_image=begun,
+        strength=0.6,
+        exact_steps=True,
+    )
+    (expected,) = pictures(sd, by_hand)
+    assert np.abs(outcomes[-1].picture.astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("drawn", [False, True], ids=["canceled", "ended with what is drawn"])
+def test_a_request_may_be_ended_while_a_network_enlarges(
+    sd: Components, hires: MakeRequest, gate: Gate, upscalers: Upscalers, drawn: bool
+) -> None:
+    outcomes: list[Outcome] = []
+    engine = Engine(sd, upscalers=upscalers, report=outcomes.append)
+    request = hires(hires={"upscaler": "gate"})
+    engine.add(request)
+    steps_until(engine, lambda: engine.stalled)
+    engine.cancel(request.id, drawn=drawn)
+    assert not engine.stalled
+    steps_until(engine, lambda: engine.idle)
+    gate.open.set()
+    assert gate.stopped.wait(30)
+    engine.step()
+    (end,) = [o for o in outcomes if not isinstance(o, EngineEvent)]
+    if drawn:
+        assert isinstance(end, ImageResult)
+        assert end.picture.shape == (64, 64, 3)
+    else:
+        assert isinstance(end, Failure)
+        assert isinstance(end.error, RequestCanceled)
+
+
+def test_a_network_that_fails_fails_its_request_alone(
+    sd: Components, hires: MakeRequest, make_request: MakeRequest
+) -> None:
+    outcomes: list[Outcome] = []
+    upscalers = Upscalers({"lost": Path("nowhere.safetensors")})
+    engine = Engine(sd, upscalers=upscalers, report=outcomes.append)
+    bad, good = hires(hires={"upscaler": "lost"}), make_request(seed=4)
+    engine.add(bad)
+    engine.add(good)
+    steps_until(engine, lambda: engine.idle)
+    ends = {o.request_id: o for o in outcomes if not isinstance(o, EngineEvent)}
+    assert isinstance(ends[bad.id], Failure)
+    assert isinstance(ends[bad.id].error, ModelError)
+    assert isinstance(ends[good.id], ImageResult)
+
+
+def test_a_worker_wakes_when_a_network_is_done(
+    sd: Components, hires: MakeRequest, gate: Gate, upscalers: Upscalers
+) -> None:
+    worker = EngineWorker(sd, upscalers=upscalers)
+    worker.start()
+    future = worker.submit(hires(hires={"upscaler": "gate"}))
+    gate.open.set()
+    assert future.result(60).picture.shape == (80, 96, 3)
+    worker.stop()

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -14,7 +15,8 @@ from pipelines.images import decode_image
 from pipelines.portrait import region
 from pipelines.portrait.errors import Fault, PortraitError
 from pipelines.portrait.faces import FaceReader
-from pipelines.portrait.job import RepaintOrder, Subject, Tools
+from pipelines.portrait.gate import gated
+from pipelines.portrait.job import Embed, Enlarge, RepaintOrder, Subject, Tools
 from pipelines.portrait.parameters import PortraitParameters
 from pipelines.portrait.portrait import make_portrait, read_subject
 from pipelines.portrait.stages import STAGES
@@ -264,20 +266,57 @@ def test_a_swapper_given_from_outside_draws_the_face(
     assert (made != ardern).any()
 
 
-def test_super_resolution_doubles_the_picture_and_takes_a_network(
+def test_super_resolution_doubles_the_picture(
     tools: Tools, subject: Named, collins: np.ndarray
 ) -> None:
     parameters = PortraitParameters(photo_enhancement_method="super_resolution")
     made = make_portrait(collins, [subject("obama")], tools, parameters).picture
     assert made.shape == (2 * collins.shape[0], 2 * collins.shape[1], 3)
 
-    def enlarge(picture: np.ndarray) -> np.ndarray:
-        return np.repeat(np.repeat(picture, 3, axis=0), 3, axis=1)
 
-    made = make_portrait(
-        collins, [subject("obama")], replace(tools, enlarge=enlarge), parameters
-    ).picture
-    assert made.shape[0] == 3 * collins.shape[0]
+def sharper(picture: np.ndarray) -> np.ndarray:
+    """A network that makes of a face the same, finer: three times the size, edges raised."""
+    size = (3 * picture.shape[1], 3 * picture.shape[0])
+    larger = cv2.resize(picture, size, interpolation=cv2.INTER_CUBIC)
+    return cv2.addWeighted(larger, 1.5, cv2.GaussianBlur(larger, (0, 0), 4), -0.5, 0)
+
+
+def stranger(picture: np.ndarray) -> np.ndarray:
+    """One that makes of any face another: stretched, and without its middle."""
+    larger = np.repeat(np.repeat(picture, 2, axis=0), 2, axis=1)
+    return cv2.medianBlur(np.roll(larger[::-1], 9, axis=1), 21)
+
+
+@pytest.mark.parametrize("method", ["photo_fix", "super_resolution"])
+def test_a_network_enhances_where_everybody_stays_who_they_are(
+    reader: FaceReader, tools: Tools, subject: Named, collins: np.ndarray, method: str
+) -> None:
+    parameters = PortraitParameters(photo_enhancement_method=method)
+
+    def made(enlarge: Enlarge | None, embed: Embed | None = reader.embed) -> np.ndarray:
+        with_network = replace(tools, enlarge=enlarge, embed=embed)
+        return make_portrait(collins, [subject("obama")], with_network, parameters).picture
+
+    plain = made(None)
+    assert (made(sharper) != plain).any()
+    assert (made(stranger) == plain).all()
+    assert (made(sharper, None) == plain).all()
+
+
+def test_of_two_faces_only_the_one_that_stays_is_enhanced(
+    reader: FaceReader, ardern: np.ndarray, obama: np.ndarray
+) -> None:
+    both = beside(ardern, obama)
+    half = ardern.shape[1]
+    finer = np.clip(both.astype(int) + 8, 0, 255).astype(np.uint8)
+    finer[:, half:] = cv2.GaussianBlur(finer[:, half:], (0, 0), 12)
+    kept = gated(both, finer, reader.detect, reader.embed)
+    left, right = reader.detect(both)
+    for face, source in ((left, finer), (right, both)):
+        for x, y in np.round(face.points).astype(int):
+            assert (kept[y, x] == source[y, x]).all()
+    assert (kept[:5, :5] == finer[:5, :5]).all()
+    assert (gated(both, both[::-1], reader.detect, reader.embed) == both).all()
 
 
 def test_a_debug_folder_shows_every_stage(

@@ -1,26 +1,15 @@
-"""Ways to enlarge a picture, by the names that the web UI's clients know."""
+"""How large a picture is to become."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Final
 
 from PIL import Image
 
-from pipelines.webui.resize import Resize, cover, lanczos
+from pipelines.webui.resize import Resize, cover
 
-NO_UPSCALER: Final = "None"
 _STEP_PX: Final = 8
-
-
-def nearest(image: Image.Image, width: int, height: int) -> Image.Image:
-    return image.resize((width, height), Image.Resampling.NEAREST)
-
-
-UPSCALERS: Final[Mapping[str, Resize]] = MappingProxyType({"Lanczos": lanczos, "Nearest": nearest})
-"""A network that enlarges has its place here."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +45,9 @@ class ToSize:
         if self.crop:
             return cover(image, self.width, self.height, resize)
         return resize(image, *self.size(*image.size))
+
+
+Target = ByFactor | ToSize
 
 
 def _floored(side: float) -> int:
