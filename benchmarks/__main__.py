@@ -32,7 +32,7 @@ from benchmarks.measure import Report
 from benchmarks.model import quiet
 from benchmarks.results import keep
 from benchmarks.served import served
-from configs.settings import EMBEDDED_MODEL, ModelSettings
+from configs.model import EMBEDDED_MODEL, ModelSettings
 
 MODEL = str(EMBEDDED_MODEL)
 THREADS = os.cpu_count() or 1

@@ -23,7 +23,7 @@ import torch
 
 from benchmarks.engine_batching import request
 from benchmarks.measure import interleave, machine, ratio, seconds
-from configs.settings import EMBEDDED_MODEL
+from configs.model import EMBEDDED_MODEL
 from pipelines.compilation import compile_blocks
 from pipelines.components import Components, load_components
 from pipelines.engine.engine import Engine, Failure, Outcome

@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 
 from benchmarks.measure import machine
-from configs.settings import ModelSettings
+from configs.model import ModelSettings
 from pipelines.components import Components, load_components
 from pipelines.engine.worker import EngineWorker
 from pipelines.portrait import region

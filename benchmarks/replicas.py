@@ -27,7 +27,8 @@ from benchmarks.measure import Ratio, Report, at_least, interleave, machine, rat
 from benchmarks.model import quiet
 from benchmarks.plot import lines_plot
 from benchmarks.simulated import KNEE, SCALE, SimulatedUNet, SimulatedVae, simulated_components
-from configs.settings import EMBEDDED_MODEL, LimitSettings, ModelSettings, Settings
+from configs.model import EMBEDDED_MODEL, ModelSettings
+from configs.settings import LimitSettings, Settings
 from deployments.generator import Generator
 from deployments.local import LocalRedis
 from deployments.storage.local import LocalStore

@@ -26,7 +26,7 @@ from benchmarks import serve_batch
 from benchmarks.baseline import GUIDANCE, PROMPT, STEPS, DiffusersLoop
 from benchmarks.measure import Goal, Ratio, Report, at_least, interleave, machine, ratio
 from benchmarks.model import plain_pipeline, wide
-from configs.settings import EMBEDDED_MODEL
+from configs.model import EMBEDDED_MODEL
 from pipelines.components import load_components
 
 PICTURES = 32

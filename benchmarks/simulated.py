@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from configs.settings import EMBEDDED_MODEL
+from configs.model import EMBEDDED_MODEL
 from pipelines.components import Components, load_components
 from pipelines.engine.engine import Engine, Outcome
 from pipelines.engine.job import Failure

@@ -37,7 +37,7 @@ from PIL import Image
 
 from benchmarks.embedded_lora import RENDERS, prompt, scenes
 from benchmarks.measure import Report, at_least, at_most, interleave, machine, ratio
-from configs.settings import EMBEDDED_MODEL
+from configs.model import EMBEDDED_MODEL
 from pipelines.components import load_components
 from training.embedded_model.attributes import seeded
 from training.embedded_model.render import render

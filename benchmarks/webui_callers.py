@@ -26,7 +26,7 @@ from benchmarks.measure import Goal, Report, at_least, interleave, machine, rati
 from benchmarks.model import plain_pipeline, random_adapters
 from benchmarks.served import served
 from benchmarks.service_throughput import completed
-from configs.settings import EMBEDDED_MODEL, ModelSettings
+from configs.model import EMBEDDED_MODEL, ModelSettings
 from pipelines.components import Components, load_components
 
 SAMPLERS = (

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, StringConstraints
 ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 """Stands in names of deployments, queues and Redis keys."""
 HostPort = Annotated[str, StringConstraints(pattern=r"^[^\s/@]+:\d{1,5}$", to_lower=True)]
+WebAddress = Annotated[str, StringConstraints(pattern=r"^https?://[^\s/?#@]+(/[^\s?#]*)?$")]
 
 
 class Section(BaseModel):

@@ -28,19 +28,17 @@ from pydantic_settings import (
     YamlConfigSettingsSource,
 )
 
+from configs.model import ModelSettings
 from configs.pai import PaiSettings
-from configs.portrait_model import PortraitModelSettings
 from configs.portraits import FaceSettings, PortraitSettings
-from configs.sampler import SchedulerName
-from configs.section import HostPort, ModelName, Section
-
-EMBEDDED_MODEL = Path(__file__).resolve().parent.parent / "pipelines" / "embedded"
+from configs.section import HostPort, ModelName, Section, WebAddress
+from configs.training import TrainingSettings
+from configs.translation import TranslationSettings
 
 STYLES_FILE = Path(__file__).resolve().parent / "styles.csv"
 
 _config_file: ContextVar[Path | None] = ContextVar("config_file", default=None)
 
-WebAddress = Annotated[str, StringConstraints(pattern=r"^https?://[^\s/?#@]+(/[^\s?#]*)?$")]
 NetworkName = Annotated[str, StringConstraints(pattern=r"^[^\s,][^,\r\n]{0,99}$")]
 """Stands in lists and in pictures' infotext."""
 ApiKey = Annotated[SecretStr, Field(min_length=1, max_length=512)]
@@ -102,118 +100,6 @@ class StorageSettings(Section):
         return self
 
 
-class IPAdapterSettings(Section):
-    """Two sources, each a path, or a hub id with the path inside of it behind."""
-
-    source: str = Field(
-        description="A safetensors file: standard, plus or full face, as "
-        "`h94/IP-Adapter/models/ip-adapter_sd15.safetensors`."
-    )
-    image_encoder: str = Field(
-        description="The diffusers folder of the CLIP image encoder that it was trained with."
-    )
-
-
-class ModelSettings(Section):
-    """One base model: one Generator deployment with its own queue."""
-
-    source: str = Field(
-        str(EMBEDDED_MODEL),
-        description="A hub id, a diffusers folder, or a single .safetensors file.",
-    )
-    config: str | None = Field(
-        None, description="Diffusers folder or hub id with the configuration of a single file."
-    )
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
-        "auto", description="auto: float32 on a CPU, float16 on a GPU."
-    )
-    vae: str | None = Field(
-        None,
-        description="A diffusers folder or hub id of an AutoencoderKL in place of its own.",
-    )
-    tiny_vae: str | None = Field(
-        None,
-        description="A diffusers folder or hub id of an AutoencoderTiny (TAESD) for this model: "
-        "draws previews, and pictures with `tiny_decode`.",
-    )
-    controlnets: dict[ModelName, str] = Field(
-        {},
-        description="ControlNets that requests may name: each a diffusers folder, a .safetensors "
-        "file in its layout, or a hub id.",
-    )
-    ip_adapters: dict[ModelName, IPAdapterSettings] = Field(
-        {}, description="IP-Adapters that requests may name."
-    )
-    embeddings: Path | None = Field(
-        None,
-        description="Folder of textual inversion embeddings (.safetensors, .pt, .bin): prompts "
-        "name them by their files' names.",
-    )
-    compile: bool = Field(
-        False,
-        description="torch.compile the UNet's transformer blocks: faster steps after a slow first "
-        "one of each picture size and number of rows. On a CPU it needs a C++ compiler.",
-    )
-    width: int | None = Field(
-        None, ge=64, multiple_of=8, description="Default; None: the model's own."
-    )
-    height: int | None = Field(None, ge=64, multiple_of=8)
-    num_inference_steps: int = Field(25, ge=1, description="Default where a request says none.")
-    guidance_scale: float = Field(7.5, ge=0)
-    strength: float = Field(0.75, ge=0, le=1)
-    scheduler: SchedulerName = "DPMSolverMultistepScheduler"
-    max_rows: int = Field(16, ge=2, description="UNet rows in one batch (two a guided picture).")
-    urgent_pictures: int = Field(
-        0,
-        ge=0,
-        description="Pictures of higher priority that a full worker claims all the same, parking "
-        "running ones; they then end before tasks that were moved to the front. 0: none.",
-    )
-    save_state_steps: int = Field(
-        0,
-        ge=0,
-        description="Every so many steps, and when its replica stops, a half-drawn picture is "
-        "saved in the object store: the next attempt goes on there. 0: never, it begins anew.",
-    )
-    portrait: PortraitModelSettings = Field(
-        PortraitModelSettings(), description="How portraits use this model."
-    )
-    min_replicas: int = Field(1, ge=0)
-    max_replicas: int = Field(1, ge=1)
-    num_cpus: float = Field(1.0, ge=0)
-    num_gpus: float = Field(0.0, ge=0)
-    target_tasks: float = Field(
-        16.0,
-        gt=0,
-        description="Queued and running tasks a replica is meant to have; more scale up.",
-    )
-    num_threads: int | None = Field(
-        None, ge=1, description="Torch CPU threads; None: the machine's cores over max_replicas."
-    )
-
-    @model_validator(mode="after")
-    def _replicas_in_order(self) -> ModelSettings:
-        if self.min_replicas > self.max_replicas:
-            raise ValueError(
-                f"min_replicas is {self.min_replicas}, more than max_replicas {self.max_replicas}"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _portraits_name_what_is_here(self) -> ModelSettings:
-        own = self.portrait
-        if missing := sorted(set(own.controls.values()) - self.controlnets.keys()):
-            raise ValueError(
-                f"portrait.controls names {', '.join(missing)}, which controlnets does not have"
-            )
-        if own.ip_adapter is not None and own.ip_adapter not in self.ip_adapters:
-            raise ValueError(
-                f"portrait.ip_adapter names {own.ip_adapter}, which ip_adapters does not have"
-            )
-        return self
-
-
 class LimitSettings(Section):
     max_side_px: int = Field(2048, ge=64)
     max_pixels: int = Field(1024 * 1024, ge=64 * 64, description="Width x height of one picture.")
@@ -261,41 +147,6 @@ class TaskSettings(Section):
     key_prefix: str = Field("daguerre", pattern=r"^[A-Za-z0-9_.-]{1,64}$")
 
 
-class TrainingSettings(Section):
-    """LoRA training: one Trainer deployment that runs each job as a Ray Task."""
-
-    enabled: bool = True
-    concurrency: int = Field(1, ge=1, description="Jobs that run at once.")
-    num_cpus: float = Field(
-        0.5, ge=0, description="Of one job, to be placed by; half a CPU fits beside one Generator."
-    )
-    num_gpus: float | None = Field(
-        None, ge=0, description="Of one job; None: as many as its base model's Generator has."
-    )
-    num_threads: int | None = Field(
-        None, ge=1, description="Torch CPU threads of one job; None: half of the machine's cores."
-    )
-    nice: int = Field(
-        10,
-        ge=0,
-        le=19,
-        description="CPU niceness on top of other Ray workers', 19 at most in all. On a cluster "
-        "that `daguerre` did not start these have 15, unless its RAY_worker_niceness says less.",
-    )
-    checkpoint_every: int = Field(
-        100,
-        ge=1,
-        description="Steps between two checkpoints in the object store, where a job says none.",
-    )
-    max_pictures: int = Field(1000, ge=1, le=10_000, description="Of one job.")
-    max_picture_bytes: int = Field(32 * 2**20, ge=1024, le=64 * 2**20)
-    max_picture_pixels: int = Field(64_000_000, ge=64 * 64)
-    max_bytes: int = Field(256 * 2**20, ge=1024, description="Of all pictures of one job.")
-    allowed_private_hosts: tuple[HostPort, ...] = Field(
-        (), description="`host:port` that pictures may be fetched from though it is private."
-    )
-
-
 class CallbackSettings(Section):
     secret: SecretStr | None = Field(
         None,
@@ -318,38 +169,6 @@ class SdapiSettings(Section):
         description="Of levels to 8 bits: down, as in the web UI, or to the nearest, as in "
         "diffusers and the other APIs here.",
     )
-
-
-class TranslationSettings(Section):
-    """Of prompts that ask for it (`translate`): who translates, and from what to what."""
-
-    backend: Literal["none", "alibaba", "libretranslate"] = "none"
-    url: WebAddress | None = Field(
-        None,
-        description="Of the service; by default Alibaba's own. May be a private address: it is not "
-        "a client's.",
-    )
-    source: str = Field(
-        "auto",
-        pattern=r"^[A-Za-z-]{2,10}$",
-        description="Language of prompts, as the service calls it. `auto`: it is found out, and "
-        "what has no letters beyond ASCII stays as it is.",
-    )
-    target: str = Field("en", pattern=r"^[A-Za-z-]{2,10}$")
-    access_key_id: SecretStr | None = Field(None, description="Of Alibaba's.")
-    access_key_secret: SecretStr | None = None
-    api_key: SecretStr | None = Field(None, description="Of LibreTranslate, where it asks for one.")
-    timeout_s: float = Field(5.0, gt=0, le=60)
-
-    @model_validator(mode="after")
-    def _has_what_its_backend_needs(self) -> TranslationSettings:
-        if self.backend == "libretranslate" and self.url is None:
-            raise ValueError("url is needed for `backend: libretranslate`")
-        if self.backend == "alibaba" and not (self.access_key_id and self.access_key_secret):
-            raise ValueError(
-                "access_key_id and access_key_secret are needed for `backend: alibaba`"
-            )
-        return self
 
 
 class _Environment(EnvSettingsSource):

@@ -15,7 +15,8 @@ from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, HTTPOptions
 from ray.serve.schema import LoggingConfig
 
-from configs.settings import ModelSettings, Settings
+from configs.model import ModelSettings
+from configs.settings import Settings
 from deployments.autoscaling import QueueDepthPolicy
 from deployments.embedded import EmbeddedRedis
 from deployments.faces import BATCH, BATCH_WAIT_S, Faces

@@ -9,7 +9,8 @@ import re
 
 import torch
 
-from configs.settings import ModelSettings, Settings
+from configs.model import ModelSettings
+from configs.settings import Settings
 from deployments.log import get_logger
 from pipelines.compilation import compile_blocks
 from pipelines.components import Components, load_components

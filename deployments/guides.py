@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 from PIL import Image
 
-from configs.settings import ModelSettings
+from configs.model import ModelSettings
 from deployments.tasks.guide import OrderedControl, OrderedImagePrompt
 from deployments.tasks.image import ImageFields, ImageJob, ImageOrder
 from pipelines.canvas import Canvas

@@ -10,7 +10,7 @@ from typing import Any
 
 from ray.exceptions import RayActorError, RayTaskError
 
-from configs.settings import ModelSettings
+from configs.model import ModelSettings
 from deployments.log import get_logger
 from deployments.tasks.lora import OrderedLora
 from deployments.tasks.portrait import PortraitOrder

@@ -18,7 +18,7 @@ from urllib.parse import quote, urlencode, urlsplit
 
 import httpx
 
-from configs.settings import TranslationSettings
+from configs.translation import TranslationSettings
 from deployments.fetch import INTERNET, FetchFailed, Network, UrlPolicy, UrlRefused, ask
 from deployments.log import get_logger
 from pipelines.errors import DaguerreError

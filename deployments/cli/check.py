@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
 if TYPE_CHECKING:
-    from configs.settings import ModelSettings, Settings
+    from configs.model import ModelSettings
+    from configs.settings import Settings
 
 PACKAGES = (
     "ray",
@@ -274,7 +275,7 @@ def _hub_model(title: str, source: str) -> Check:
 
 
 def _at(folder: Path) -> ModelSettings:
-    from configs.settings import ModelSettings
+    from configs.model import ModelSettings
 
     return ModelSettings(source=str(folder))
 

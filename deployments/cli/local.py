@@ -26,7 +26,8 @@ from pipelines.images import decode_image, encode_image
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from configs.settings import ModelSettings, Settings
+    from configs.model import ModelSettings
+    from configs.settings import Settings
     from pipelines.components import Components
 
 STOP_S = 3.0

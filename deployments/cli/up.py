@@ -78,7 +78,7 @@ def chosen_settings(
     config: Path | None,
 ) -> Settings:
     """Settings of the file and the environment, with what the command line says over them."""
-    from configs.settings import ModelSettings
+    from configs.model import ModelSettings
 
     http = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
     overrides: dict[str, Any] = {}

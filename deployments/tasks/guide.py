@@ -7,7 +7,8 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from configs.settings import LimitSettings, ModelSettings
+from configs.model import ModelSettings
+from configs.settings import LimitSettings
 from deployments.tasks.field import Real, Text, Whole
 from deployments.tasks.model import Frozen
 from pipelines.control.preprocessor import (

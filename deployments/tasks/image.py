@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from configs.model import ModelSettings
 from configs.sampler import ScheduleName, SchedulerName
-from configs.settings import LimitSettings, ModelSettings, Settings
+from configs.settings import LimitSettings, Settings
 from deployments.tasks.field import Real, Text, Whole
 from deployments.tasks.guide import ControlEntry, GuidedOrder, ImagePromptEntry, check_guides
 from deployments.tasks.limit import (

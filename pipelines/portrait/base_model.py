@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from configs.model import ModelSettings
 from configs.portrait_model import Control
-from configs.settings import ModelSettings
 
 Size = tuple[int, int]
 """Width and height, pixels."""

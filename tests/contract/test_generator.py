@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from configs.settings import ModelSettings, Settings, TaskSettings
+from configs.model import ModelSettings
+from configs.settings import Settings, TaskSettings
 from deployments import generator as module
 from deployments import pictures
 from deployments.generator import Generator

@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from configs.settings import ModelSettings, Settings, TaskSettings
+from configs.model import ModelSettings
+from configs.settings import Settings, TaskSettings
 from deployments.generator import Generator
 from deployments.loras.model import Lora, NewLora
 from deployments.loras.registry import LoraRegistry

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from configs.settings import TaskSettings, TrainingSettings
+from configs.settings import TaskSettings
+from configs.training import TrainingSettings
 from tests.support.serving import Served, serving
 
 

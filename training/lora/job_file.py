@@ -8,7 +8,7 @@ from typing import Literal
 import yaml
 from pydantic import Field, ValidationError
 
-from configs.settings import EMBEDDED_MODEL
+from configs.model import EMBEDDED_MODEL
 from pipelines.errors import InvalidRequest
 from training.lora.job import LoraJob, problems
 from training.lora.source import Example, read_folder, read_zip

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Final, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
-from configs.settings import ModelSettings, Settings
+from configs.model import ModelSettings
+from configs.settings import Settings
 from deployments.api.errors import shown
 from deployments.api.sdapi.coercion import Bool, Float, Int, Str
 from deployments.api.sdapi.error import Refused

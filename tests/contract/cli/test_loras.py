@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
-from configs.settings import EMBEDDED_MODEL
+from configs.model import EMBEDDED_MODEL
 from deployments.cli import app
 from deployments.cli.generate import lora_entry
 from pipelines.components import load_components

@@ -15,7 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
-from configs.settings import ModelSettings, Settings, TaskSettings
+from configs.model import ModelSettings
+from configs.settings import Settings, TaskSettings
 from deployments import lora_run
 from deployments.lora_task import Attempt, Report, StepDone, run_attempt
 from deployments.loras.store import LoraStore

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from configs.settings import ModelSettings, Settings
+from configs.model import ModelSettings
+from configs.settings import Settings
 from pipelines.portrait.base_model import BaseModel
 
 PRESETS = Path(__file__).parents[3] / "configs" / "presets"

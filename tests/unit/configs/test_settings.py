@@ -7,7 +7,8 @@ import pytest
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
-from configs.settings import HttpSettings, ModelSettings, Settings
+from configs.model import ModelSettings
+from configs.settings import HttpSettings, Settings
 
 
 def test_the_environment_wins_over_the_file_and_the_file_over_defaults(
@@ -121,7 +122,9 @@ def test_settings_that_could_not_work_are_refused_at_once(
 def test_the_readme_s_settings_are_settings(tmp_path: Path) -> None:
     readme = Path(__file__).parents[3] / "README.md"
     examples = re.findall(r"```yaml\n(.*?)```", readme.read_text("utf-8"), re.DOTALL)
-    (example,) = [text for text in examples if "models:" in text]
-    file = tmp_path / "my.yaml"
-    file.write_text(example)
-    assert Settings.load(file).default_model == "sd15"
+    settings = [text for text in examples if "job.yaml" not in text]
+    assert len(settings) >= 3
+    for number, text in enumerate(settings):
+        file = tmp_path / f"{number}.yaml"
+        file.write_text(text)
+        assert Settings.load(file).default_model == ("sd15" if "models:" in text else "embedded")

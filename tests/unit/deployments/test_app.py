@@ -12,7 +12,9 @@ from ray import cloudpickle
 from ray.serve import Application
 from ray.serve.schema import ServeDeploySchema
 
-from configs.settings import ModelSettings, PortraitSettings, Settings, TrainingSettings
+from configs.model import ModelSettings
+from configs.settings import PortraitSettings, Settings
+from configs.training import TrainingSettings
 from deployments import app
 from deployments.app import build_app, secure_ray
 from deployments.faces import BATCH, Faces

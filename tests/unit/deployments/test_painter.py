@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from ray.exceptions import RayActorError, RayTaskError
 
+from configs.model import ModelSettings
 from configs.portrait_model import PortraitModelSettings
-from configs.settings import ModelSettings
 from deployments.painter import DrawByHandle, GeneratorPainter
 from deployments.tasks.lora import OrderedLora
 from deployments.tasks.portrait import PortraitOrder, PortraitPerson

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from configs.settings import TranslationSettings
+from configs.translation import TranslationSettings
 from deployments import translation
 from deployments.translation import TranslationUnavailable, Translator, signature
 

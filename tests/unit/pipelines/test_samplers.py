@@ -6,8 +6,8 @@ import diffusers
 import pytest
 import torch
 
+from configs.model import ModelSettings
 from configs.sampler import SUPPORTED_SCHEDULES
-from configs.settings import ModelSettings
 from pipelines.components import Components
 from pipelines.samplers import (
     SAMPLERS,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from configs.settings import ModelSettings
+from configs.model import ModelSettings
 from deployments.cli import check
 from deployments.cli.check import State
 

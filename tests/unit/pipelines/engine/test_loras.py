@@ -51,9 +51,9 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     opened = threading.Event()
     read = AdapterCache.read
 
-    def gated(self: AdapterCache, path: Path) -> Adapter:
+    def gated(self: AdapterCache, path: Path, rank: int | None = None) -> Adapter:
         assert opened.wait(30)
-        return read(self, path)
+        return read(self, path, rank)
 
     monkeypatch.setattr(AdapterCache, "read", gated)
     return opened
