@@ -145,6 +145,9 @@ class TaskSettings(Section):
         7 * 86400, gt=0, description="Ended tasks and their pictures live on."
     )
     key_prefix: str = Field("daguerre", pattern=r"^[A-Za-z0-9_.-]{1,64}$")
+    deadline_s: float = Field(
+        1.5, gt=0, le=60, description="One command of the task store with all its retries."
+    )
 
 
 class CallbackSettings(Section):

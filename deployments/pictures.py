@@ -54,7 +54,7 @@ class Pictures:
     async def guides(self, job: ImageJob) -> dict[str, Image.Image]:
         """The pictures of a job's ControlNets and IP-Adapters, by key. Raises InvalidRequest."""
         found = {}
-        for key in job.guide_keys:
+        for key in set(job.guide_keys.values()):
             async with self._decoders:
                 data = await patiently(functools.partial(self._objects.get, key))
                 found[key] = await asyncio.to_thread(self._decode, data)

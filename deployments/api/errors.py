@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from deployments.api.faces import FacesUnavailable
-from deployments.drafts.errors import DraftNotFound, Locked, TooManyDrafts
+from deployments.drafts.errors import DraftNotFound, ImageNotFound, Locked, TooManyDrafts
 from deployments.loras.errors import (
     CallConflict,
     LoraNotFound,
@@ -126,6 +126,7 @@ RULES: dict[type[Exception], Rule] = {
     ObjectNotFound: Rule(404, "not_found", "Not Found"),
     LoraNotFound: Rule(404, "lora_not_found"),
     NoCurve: Rule(404, "no_curve"),
+    ImageNotFound: Rule(404, "image_not_found"),
     DraftNotFound: Rule(404, "draft_not_found"),
     ScheduleNotFound: Rule(404, "schedule_not_found"),
     Locked: Rule(409, "locked"),

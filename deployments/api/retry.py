@@ -29,8 +29,10 @@ async def retry(services: Services, task_id: str, owner: str) -> Task:
     if task.kind is not Kind.IMAGE or task.status not in (Status.FAILED, Status.CANCELED):
         raise NotRetryable(task.kind, task.status)
     order, new_id = ImageOrder.model_validate(task.input), str(uuid.uuid4())
-    for field in ("init_image", "mask_image"):
-        await _renew(services, field, getattr(order, f"{field}_key"))
+    keys = {"init_image": order.init_image_key, "mask_image": order.mask_image_key}
+    for field, key in (keys | order.guide_keys).items():
+        if key is not None:
+            await _renew(services, field, key)
     registry, wanted = services.loras.registry, [_named(lora) for lora in order.loras]
     await registry.order(wanted, owner=owner, task_id=new_id)
     made, created = await services.store.create(
@@ -51,10 +53,8 @@ async def retry(services: Services, task_id: str, owner: str) -> Task:
     return made
 
 
-async def _renew(services: Services, field: str, key: str | None) -> None:
+async def _renew(services: Services, field: str, key: str) -> None:
     """What clients sent goes by age; it is as if it were sent now."""
-    if key is None:
-        return
     try:
         await services.objects.put(key, await services.objects.get(key), BINARY)
     except ObjectNotFound:

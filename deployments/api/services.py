@@ -23,7 +23,8 @@ from deployments.api.schedules import ScheduleService
 from deployments.api.sent import SentPicture, SentPictures
 from deployments.api.submission import Submission
 from deployments.api.training import NewTraining, TrainingService
-from deployments.drafts.errors import DraftNotFound
+from deployments.api.translating import translated
+from deployments.drafts.errors import ImageNotFound
 from deployments.drafts.model import parse_image_id
 from deployments.drafts.store import DraftStore
 from deployments.fetch import UrlPolicy, check_url
@@ -33,8 +34,7 @@ from deployments.schedules.store import ScheduleStore
 from deployments.storage.store import ObjectStore, StorageUnavailable
 from deployments.tasks.errors import StoreUnavailable, TaskNotFound
 from deployments.tasks.exchange import Page
-from deployments.tasks.image import ImageFields, ImageOrder
-from deployments.tasks.limit import check_lengths
+from deployments.tasks.image import ImageOrder
 from deployments.tasks.model import TERMINAL, Event, Kind, NewTask, Position, Status, Task
 from deployments.tasks.portrait import portrait_prefix
 from deployments.tasks.store import MAX_PAGE, TaskStore
@@ -121,10 +121,9 @@ class Services:
         order, pictures, guides = await self._judged(new)
         fields = new.fields
         if new.translate:
-            fields = await self._translated(fields)
-            originals = (order.prompt, order.negative_prompt)
-            prompts = {"prompt": fields.prompt, "negative_prompt": fields.negative_prompt}
-            order = order.model_copy(update=prompts | {"originals": originals})
+            assert self._translator is not None
+            order = await translated(order, self._translator, self.settings.limits)
+            fields = fields.model_copy(update={"prompt": order.prompt})
         task_id, wanted = str(uuid.uuid4()), fields.named_loras(self.settings.limits)
         registry = self.loras.registry
         order = order.wearing(await registry.order(wanted, owner=owner, task_id=task_id))
@@ -178,16 +177,6 @@ class Services:
         order, guides = await self.sent.guides(new.fields, order)
         sent = {"init_image": init, "mask_image": mask}
         return order, {field: p for field, p in sent.items() if p is not None}, guides
-
-    async def _translated(self, fields: ImageFields) -> ImageFields:
-        """Raises TranslationUnavailable, InvalidRequest where that is too long."""
-        assert self._translator is not None
-        prompt, negative = await asyncio.gather(
-            self._translator.prompt(fields.prompt),
-            self._translator.prompt(fields.negative_prompt or ""),
-        )
-        check_lengths(self.settings.limits, prompt=prompt, negative_prompt=negative)
-        return fields.model_copy(update={"prompt": prompt, "negative_prompt": negative})
 
     async def train(self, new: NewTraining, owner: str) -> Task:
         """Create a LoRA task; raises as `generate` and `TrainingService.submit`."""
@@ -275,16 +264,16 @@ class Services:
                 return
 
     async def picture(self, image_id: str, owner: str) -> tuple[Task, int]:
-        """The task that drew it, and its place there. Raises DraftNotFound."""
+        """The task that drew it, and its place there. Raises ImageNotFound."""
         task_id, number = parse_image_id(image_id)
         with contextlib.suppress(TaskNotFound):
             task = await self.task(task_id, owner)
             if task.kind is not Kind.LORA and number < len(task.outputs):
                 return task, number
-        raise DraftNotFound("image", image_id)
+        raise ImageNotFound(image_id)
 
     async def picture_data_url(self, image_id: str, owner: str) -> str:
-        """A drawn picture as clients send theirs. Raises DraftNotFound."""
+        """A drawn picture as clients send theirs. Raises ImageNotFound."""
         task, number = await self.picture(image_id, owner)
         output = task.outputs[number]
         data = await self.objects.get(output.key)

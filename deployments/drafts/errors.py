@@ -13,6 +13,13 @@ class DraftNotFound(DaguerreError):
         self.draft_id = draft_id
 
 
+class ImageNotFound(DraftNotFound):
+    """No such drawn picture, or it is someone else's."""
+
+    def __init__(self, image_id: str) -> None:
+        super().__init__("image", image_id)
+
+
 class TooManyDrafts(DaguerreError):
     """The owner has as many drafts of this kind as one may have."""
 

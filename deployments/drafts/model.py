@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, StringConstraints
 
-from deployments.drafts.errors import DraftNotFound
+from deployments.drafts.errors import ImageNotFound
 from deployments.loras.model import LoraName, Visibility
 from deployments.tasks.model import Frozen
 from training.lora.job import LoraJob
@@ -44,10 +44,10 @@ def is_image_id(text: str) -> bool:
 
 
 def parse_image_id(text: str) -> tuple[str, int]:
-    """Task and place of a drawn picture. Raises DraftNotFound for what is no such id."""
+    """Task and place of a drawn picture. Raises ImageNotFound for what is no such id."""
     if match := _IMAGE.fullmatch(text):
         return match[1], int(match[2])
-    raise DraftNotFound("image", text)
+    raise ImageNotFound(text)
 
 
 class Pictures(Frozen):

@@ -45,13 +45,13 @@ class ScheduleStore:
 
     def __init__(self, commands: Redis, settings: TaskSettings) -> None:
         self._commands = commands
-        self._script = Script(commands, settings.key_prefix, script_text())
+        self._script = Script(commands, settings, script_text())
         self._run = self._script.__call__
 
     @classmethod
     def connect(cls, url: str, settings: TaskSettings) -> ScheduleStore:
         """Open lazily: nothing is dialled before the first call. One event loop per store."""
-        return cls(command_client(url), settings)
+        return cls(command_client(url, settings), settings)
 
     async def close(self) -> None:
         """Release the client's connections."""

@@ -37,7 +37,7 @@ class AccountStore:
     """Every method may raise StoreUnavailable, within seconds; repeating one is safe."""
 
     def __init__(self, commands: Redis, settings: TaskSettings) -> None:
-        self._script = Script(commands, settings.key_prefix, script_text())
+        self._script = Script(commands, settings, script_text())
         self._run = self._script.__call__
         self._ttl = round(settings.retention_s) + KEPT_S
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, cast
 
 from redis.asyncio import Redis
 
 from deployments.tasks.argument import digest
-from deployments.tasks.script import store_errors
+from deployments.tasks.script import Script
 
 HURRY_TTL_S = 60.0
 
@@ -17,13 +17,14 @@ HURRY_TTL_S = 60.0
 class CallerStore:
     """Every method may raise StoreUnavailable, within seconds; repeating one is safe."""
 
-    def __init__(self, commands: Redis, key: Callable[[str], str]) -> None:
+    def __init__(self, commands: Redis, script: Script) -> None:
         self._commands = commands
-        self._key = key
+        self._key = script.key
+        self._errors = script.errors
 
     async def options(self, owner: str) -> dict[str, Any]:
         """What `set_options` kept of an owner."""
-        async with store_errors():
+        async with self._errors():
             found = await self._commands.hgetall(self._key(f"options:{owner}"))
         values = cast("dict[bytes, bytes]", found)
         return {name.decode(): json.loads(value) for name, value in values.items()}
@@ -33,23 +34,23 @@ class CallerStore:
         if not changes:
             return
         values: dict[Any, Any] = {name: json.dumps(value) for name, value in changes.items()}
-        async with store_errors():
+        async with self._errors():
             await self._commands.hset(self._key(f"options:{owner}"), mapping=values)
 
     async def hurry(self, task_id: str) -> None:
         """Have whoever runs the task end it with what is there, within HURRY_TTL_S."""
-        async with store_errors():
+        async with self._errors():
             key = self._key(f"hurry:{task_id}")
             await self._commands.set(key, 1, px=int(HURRY_TTL_S * 1000))
 
     async def hurried(self, task_id: str) -> bool:
         """Whether `hurry` was asked for within HURRY_TTL_S."""
-        async with store_errors():
+        async with self._errors():
             return bool(await self._commands.exists(self._key(f"hurry:{task_id}")))
 
     async def task_id(self, owner: str, idempotency_key: str) -> str | None:
         """The task that was made with the key."""
         name = f"idem:{digest(owner, idempotency_key)}"
-        async with store_errors():
+        async with self._errors():
             found = cast("bytes | None", await self._commands.hget(self._key(name), "task"))
         return found.decode() if found else None

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 from pydantic import Field, ValidationError
 from redis.asyncio import Redis
 
 from deployments.tasks.model import Frozen
-from deployments.tasks.script import store_errors
+from deployments.tasks.script import Script
 
 
 class EmbeddingCard(Frozen):
@@ -34,18 +34,19 @@ class ModelCard(Frozen):
 class CardStore:
     """Every method may raise StoreUnavailable, within seconds; repeating one is safe."""
 
-    def __init__(self, commands: Redis, key: Callable[[str], str]) -> None:
+    def __init__(self, commands: Redis, script: Script) -> None:
         self._commands = commands
-        self._key = key("cards")
+        self._key = script.key("cards")
+        self._errors = script.errors
 
     async def put(self, model: str, card: ModelCard) -> None:
-        async with store_errors():
+        async with self._errors():
             await self._commands.hset(self._key, model, card.model_dump_json())
 
     async def of(self, models: Iterable[str]) -> dict[str, ModelCard]:
         """By model; without those that no worker has told of."""
         names = list(models)
-        async with store_errors():
+        async with self._errors():
             call: Any = self._commands.hmget(self._key, names)
             found = cast("list[bytes | None]", await call)
         cards = {}

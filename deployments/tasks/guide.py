@@ -122,10 +122,17 @@ class GuidedOrder(Frozen):
     image_prompts: tuple[OrderedImagePrompt, ...] = ()
 
     @property
-    def guide_keys(self) -> set[str]:
-        """Object keys of all their pictures."""
-        keys = {one.image_key for one in self.controls}
-        return keys | {one.image_key for one in self.image_prompts}
+    def guide_keys(self) -> dict[str, str]:
+        """Object keys of all their pictures, by the fields that these came in."""
+        guides: dict[str, Sequence[OrderedControl | OrderedImagePrompt]] = {
+            "controlnet": self.controls,
+            "ip_adapter": self.image_prompts,
+        }
+        return {
+            f"{field}.{index}.image": one.image_key
+            for field, entries in guides.items()
+            for index, one in enumerate(entries)
+        }
 
     def guided(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import Field
@@ -56,8 +57,7 @@ class HiresFields(Frozen):
             )
         check_size(limits, self.width, self.height, prefix=_NAME)
         check_within(f"{_NAME}num_inference_steps", self.num_inference_steps, 0, limits.max_steps)
-        texts = {"prompt": self.prompt or "", "negative_prompt": self.negative_prompt or ""}
-        check_lengths(limits, **{_NAME + name: text for name, text in texts.items()})
+        check_lengths(limits, **self.prompts)
         if not width or not height:
             return
         across, down = self.request(width, height).enlarged or (width, height)
@@ -68,6 +68,16 @@ class HiresFields(Frozen):
                 f"{width} x {height} it would be {across} x {down}, cut to {self.width} x "
                 f"{self.height}, and {limits.max_input_pixels} pixels are the most",
             )
+
+    @property
+    def prompts(self) -> dict[str, str]:
+        """Those of its own, by their names in errors."""
+        texts = {"prompt": self.prompt, "negative_prompt": self.negative_prompt}
+        return {_NAME + name: text for name, text in texts.items() if text is not None}
+
+    def prompted(self, texts: Mapping[str, str]) -> HiresFields:
+        """With other `prompts`."""
+        return self.model_copy(update={name[len(_NAME) :]: texts[name] for name in self.prompts})
 
     def request(self, width: int, height: int) -> Hires:
         """After a first pass of that size."""

@@ -7,7 +7,7 @@ import functools
 import hashlib
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,12 +16,13 @@ from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.exceptions import NoScriptError, RedisError
 
+from configs.settings import TaskSettings
 from deployments.tasks.errors import StoreUnavailable
 from deployments.tasks.model import PAUSABLE, SCHEMA_VERSION, TERMINAL, TRANSITIONS, Kind
 
-DEADLINE_S = 1.5  # of one command with all its retries: a submit fails fast
-_ANSWER_S, _CONNECT_S = 1.0, 0.5
-_RETRIES = 5  # 0.05 ... 0.4 s apart: rides out an embedded server's restart, within the deadline
+_ANSWER_SHARE, _CONNECT_SHARE = 2 / 3, 1 / 3
+"""Time-outs of one try, of the deadline of a command with all its retries."""
+_RETRIES = 5  # 0.05 ... 0.4 s apart: rides out an embedded server's restart, within 1.5 s
 _MAX_BLOCK_S = 30.0
 _MAX_CONNECTIONS = 512
 _MAX_CALLS = 48
@@ -29,23 +30,25 @@ _MAX_CALLS = 48
 redis-py's blocking pool loses connections of callers that are cancelled under contention."""
 
 
-def command_client(url: str) -> Redis:
+def command_client(url: str, settings: TaskSettings) -> Redis:
     """For commands that answer at once. Repeats are safe: the scripts are idempotent."""
     backoff = ExponentialBackoff(cap=0.4, base=0.05)
-    return _client(url, Retry(backoff, _RETRIES), _ANSWER_S)
+    deadline_s = settings.deadline_s
+    return _client(url, Retry(backoff, _RETRIES), _ANSWER_SHARE * deadline_s, deadline_s)
 
 
-def blocking_client(url: str) -> Redis:
+def blocking_client(url: str, settings: TaskSettings) -> Redis:
     """For reads that wait: the socket outwaits the block, and nothing is repeated."""
-    return _client(url, Retry(NoBackoff(), 0), _MAX_BLOCK_S + 5.0)
+    deadline_s = settings.deadline_s
+    return _client(url, Retry(NoBackoff(), 0), _MAX_BLOCK_S + 5.0 + deadline_s, deadline_s)
 
 
-def _client(url: str, retry: Retry, answer_s: float) -> Redis:
+def _client(url: str, retry: Retry, answer_s: float, deadline_s: float) -> Redis:
     return Redis.from_url(
         url,
         retry=retry,
         socket_timeout=answer_s,
-        socket_connect_timeout=_CONNECT_S,
+        socket_connect_timeout=_CONNECT_SHARE * deadline_s,
         max_connections=_MAX_CONNECTIONS,
         health_check_interval=0,
         decode_responses=False,
@@ -54,7 +57,7 @@ def _client(url: str, retry: Retry, answer_s: float) -> Redis:
 
 
 @asynccontextmanager
-async def store_errors(deadline_s: float = DEADLINE_S) -> AsyncIterator[None]:
+async def store_errors(deadline_s: float) -> AsyncIterator[None]:
     """Everything that Redis or the way to it can do wrong becomes StoreUnavailable, in time."""
     task = asyncio.current_task()
     assert task is not None
@@ -104,10 +107,11 @@ def _lua_set(words: Any) -> str:
 class Script:
     """One loaded script under one key prefix."""
 
-    def __init__(self, redis: Redis, key_prefix: str, text: str) -> None:
+    def __init__(self, redis: Redis, settings: TaskSettings, text: str) -> None:
         self._redis = redis
         self._text = text
-        self._prefix = f"{{{key_prefix}}}:"
+        self._deadline_s = settings.deadline_s
+        self._prefix = f"{{{settings.key_prefix}}}:"
         self._room = asyncio.Semaphore(_MAX_CALLS)
         self._calls: set[asyncio.Task[list[Any]]] = set()
         self._sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
@@ -115,11 +119,15 @@ class Script:
     def key(self, name: str) -> str:
         return self._prefix + name
 
+    def errors(self, block_s: float = 0.0) -> AbstractAsyncContextManager[None]:
+        """`store_errors` for a command that may wait so long before it answers."""
+        return store_errors(block_s + self._deadline_s)
+
     async def __call__(self, verb: str, **arguments: object) -> tuple[str, list[Any]]:
         """Run a verb: its word and the rest of its answer. Raises StoreUnavailable."""
         given = {name: value for name, value in arguments.items() if value is not None}
         payload = json.dumps(given, ensure_ascii=False).encode("utf-8", "replace")
-        async with store_errors(), self._room:
+        async with self.errors(), self._room:
             # A call goes on to its end even where its caller is cancelled: redis-py, cut off while
             # it dials, leaves a connection open that nobody owns.
             call = asyncio.create_task(self._evaluate(verb, payload))
@@ -131,7 +139,7 @@ class Script:
     async def settle(self) -> None:
         """Wait for calls that outlived their callers; they end within the client's time-outs."""
         if self._calls:
-            await asyncio.wait(self._calls, timeout=DEADLINE_S)
+            await asyncio.wait(self._calls, timeout=self._deadline_s)
 
     def _settled(self, call: asyncio.Task[list[Any]]) -> None:
         self._calls.discard(call)

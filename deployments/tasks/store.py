@@ -32,13 +32,11 @@ from deployments.tasks.model import (
 )
 from deployments.tasks.record import damaged, read_event, read_task
 from deployments.tasks.script import (
-    DEADLINE_S,
     Script,
     block_ms,
     blocking_client,
     command_client,
     script_text,
-    store_errors,
 )
 from pipelines.errors import InvalidRequest
 
@@ -68,16 +66,17 @@ class TaskStore:
         self._blocking = blocking
         self._settings = settings
         self._max_queue = max_queue
-        self._script = Script(commands, settings.key_prefix, script_text())
+        self._script = Script(commands, settings, script_text())
         self._run = self._script.__call__
-        self.callers = CallerStore(commands, self._script.key)
+        self.callers = CallerStore(commands, self._script)
         self.accounts = AccountStore(commands, settings)
-        self.cards = CardStore(commands, self._script.key)
+        self.cards = CardStore(commands, self._script)
 
     @classmethod
     def connect(cls, url: str, settings: TaskSettings, *, max_queue: int) -> TaskStore:
         """Open lazily: nothing is dialled before the first call. One event loop per store."""
-        return cls(command_client(url), blocking_client(url), settings, max_queue=max_queue)
+        commands, blocking = command_client(url, settings), blocking_client(url, settings)
+        return cls(commands, blocking, settings, max_queue=max_queue)
 
     async def close(self) -> None:
         """Release both clients' connections."""
@@ -88,7 +87,7 @@ class TaskStore:
 
     async def ping(self) -> None:
         """Answer, or raise StoreUnavailable."""
-        async with store_errors():
+        async with self._script.errors():
             await self._commands.ping()
 
     # Clients' side
@@ -304,7 +303,7 @@ class TaskStore:
         if not _EVENT_ID.fullmatch(after):
             raise InvalidRequest("after", f"after must be an event id such as 0 or 17-0: {after!r}")
         if watch:
-            async with store_errors():
+            async with self._script.errors():
                 await self._commands.set(
                     self._script.key(f"watch:{task_id}"), 1, px=int(WATCH_TTL_S * 1000)
                 )
@@ -376,7 +375,7 @@ class TaskStore:
 
     async def _read(self, stream: str, after: str, block_s: float) -> Entries:
         key = self._script.key(stream)
-        async with store_errors(block_s + DEADLINE_S):
+        async with self._script.errors(block_s):
             found = await self._blocking.xread({key: after}, block=block_ms(block_s))
         streams = cast("list[tuple[bytes, Entries]]", found)  # as protocol 2 answers
         return streams[0][1] if streams else []

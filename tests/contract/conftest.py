@@ -93,11 +93,14 @@ async def redis(redis_url: str) -> AsyncIterator[Redis]:
 
 @pytest.fixture
 async def open_store(redis_url: str, key_prefix: str) -> AsyncIterator[Callable[..., TaskStore]]:
-    """open_store(url=..., max_queue=..., lease_s=...): stores over the same keys."""
+    """open_store(url=..., max_queue=..., lease_s=...): stores over the same keys, patient on a busy
+    machine.
+    """
     stores: list[TaskStore] = []
 
     def open_one(url: str = redis_url, max_queue: int = 1000, **settings: Any) -> TaskStore:
-        terms = {"lease_s": 30.0, "backoff_s": 0.05, "key_prefix": key_prefix, **settings}
+        terms = {"lease_s": 30.0, "backoff_s": 0.05, "key_prefix": key_prefix, "deadline_s": 20}
+        terms |= settings
         store = TaskStore.connect(url, TaskSettings(**terms), max_queue=max_queue)
         stores.append(store)
         return store

@@ -55,7 +55,7 @@ def objects(tmp_path: Path) -> Objects:
 
 @pytest.fixture
 def settings(key_prefix: str, tmp_path: Path) -> Settings:
-    tasks = TaskSettings(heartbeat_s=0.05, backoff_s=0.05, key_prefix=key_prefix)
+    tasks = TaskSettings(heartbeat_s=0.05, backoff_s=0.05, key_prefix=key_prefix, deadline_s=20)
     models = {"tiny": ModelSettings(max_rows=4)}
     return Settings(models=models, tasks=tasks, data_dir=tmp_path / "data")
 

@@ -76,7 +76,7 @@ def model(sd: Components) -> Components:
 async def registry(
     redis_url: str, key_prefix: str, objects: Objects
 ) -> AsyncIterator[LoraRegistry]:
-    store = LoraStore.connect(redis_url, TaskSettings(key_prefix=key_prefix))
+    store = LoraStore.connect(redis_url, TaskSettings(key_prefix=key_prefix, deadline_s=20))
     yield LoraRegistry(store, objects)
     await store.close()
 
@@ -121,7 +121,7 @@ def publish(registry: LoraRegistry, files: dict[str, Path]) -> Publish:
 async def start(
     redis_url: str, key_prefix: str, model: Components, objects: Objects, tmp_path: Path
 ) -> AsyncIterator[Callable[[], Generator]]:
-    tasks = TaskSettings(heartbeat_s=0.05, backoff_s=0.05, key_prefix=key_prefix)
+    tasks = TaskSettings(heartbeat_s=0.05, backoff_s=0.05, key_prefix=key_prefix, deadline_s=20)
     models = {"tiny": ModelSettings(max_rows=8)}
     settings = Settings(models=models, tasks=tasks, data_dir=tmp_path / "data")
     started: list[Generator] = []

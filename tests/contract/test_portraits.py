@@ -44,7 +44,9 @@ Start = Callable[..., Portraits]
 
 @pytest.fixture
 def settings(redis_url: str, key_prefix: str, tmp_path: Path) -> Settings:
-    tasks = TaskSettings(heartbeat_s=0.05, lease_s=30, backoff_s=0.05, key_prefix=key_prefix)
+    tasks = TaskSettings(
+        heartbeat_s=0.05, lease_s=30, backoff_s=0.05, key_prefix=key_prefix, deadline_s=20
+    )
     return Settings(redis_url=redis_url, tasks=tasks, data_dir=tmp_path / "data")
 
 

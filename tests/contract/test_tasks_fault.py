@@ -198,7 +198,7 @@ async def test_a_short_absence_of_the_server_is_ridden_out(durable_server, open_
 
 
 async def test_with_no_server_calls_fail_fast(open_store, tmp_path):
-    store = open_store(url=f"unix://{tmp_path}/nothing")
+    store = open_store(url=f"unix://{tmp_path}/nothing", deadline_s=1.5)
     new = NewTask(queue="sd", owner="ann", input={})
     began = time.monotonic()
     answers = await asyncio.gather(
@@ -217,7 +217,7 @@ async def test_with_no_server_calls_fail_fast(open_store, tmp_path):
 
 
 async def test_with_a_frozen_server_calls_fail_fast(durable_server, open_store):
-    store = open_store(url=durable_server.url)
+    store = open_store(url=durable_server.url, deadline_s=1.5)
     await store.ping()
     durable_server.process.send_signal(19)
     try:

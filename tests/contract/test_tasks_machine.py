@@ -71,7 +71,13 @@ class Machine(RuleBasedStateMachine):
         self.loop = asyncio.new_event_loop()
         self.redis = Redis.from_url(url, decode_responses=True)
         self.name = uuid4().hex
-        terms = {"lease_s": 600, "backoff_s": 600, "max_errors": MAX_ERRORS, "max_lost": MAX_LOST}
+        terms = {
+            "lease_s": 600,
+            "backoff_s": 600,
+            "max_errors": MAX_ERRORS,
+            "max_lost": MAX_LOST,
+            "deadline_s": 20,
+        }
         self.store = TaskStore.connect(
             url, TaskSettings(key_prefix=self.name, **terms), max_queue=1000
         )

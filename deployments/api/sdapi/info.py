@@ -39,7 +39,7 @@ def info_of(wanted: Wanted, pictures: Sequence[Drawn], grids: Sequence[Drawn]) -
             "cfg_scale": wanted.given("cfg_scale"),
             "steps": wanted.given("steps"),
             "batch_size": wanted.given("batch_size"),
-            "restore_faces": bool(wanted.option("restore_faces", "face_restoration")),
+            "restore_faces": wanted.restores_faces,
             "face_restoration_model": wanted.face_restorer,
             "sd_model_name": wanted.model,
             "sd_model_hash": short_hash(wanted.cards, wanted.model),
@@ -56,5 +56,6 @@ def info_of(wanted: Wanted, pictures: Sequence[Drawn], grids: Sequence[Drawn]) -
             "clip_skip": wanted.clip_skip,
             "is_using_inpainting_conditioning": False,
             "version": VERSION,
+            "comments": "\n".join(wanted.comments),
         }
     )

@@ -22,6 +22,7 @@ from pipelines.emphasis import EMPHASES
 from pipelines.errors import InvalidRequest
 
 CHECKPOINT = "sd_model_checkpoint"
+RESTORER = "face_restoration_model"
 CLIP_SKIP = "CLIP_stop_at_last_layers"
 MAX_VALUE_CHARS = 4000
 MAX_CLIP_SKIP = 12
@@ -96,6 +97,8 @@ def checked(
             raise InvalidRequest(field, f"there is no option {shown(key)}")
         if key == CHECKPOINT:
             kept[key] = _model(value, settings, field, cards)
+        elif key == RESTORER:
+            kept[key] = _restorer(value, settings, field)
         else:
             kept[key] = _value(key, value, field)
     return kept
@@ -133,6 +136,15 @@ def _like(key: str, value: Any, default: Any, field: str) -> Any:
     if read is None:
         raise InvalidRequest(field, f"{key} must be of type {kind.__name__}, given {shown(value)}")
     return int(read) if kind is int and read == int(read) else read
+
+
+def _restorer(value: Any, settings: Settings, field: str) -> Any:
+    """The default stands for whichever is here: clients send it back as they read it."""
+    name = _value(RESTORER, value, field)
+    known = (catalogue()[RESTORER], *settings.face_restorers)
+    if name not in known:
+        raise InvalidRequest(field, f"there is no face restorer {shown(name)}")
+    return name
 
 
 def _model(value: Any, settings: Settings, field: str, cards: Cards) -> str:

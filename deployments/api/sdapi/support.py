@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from configs.settings import Settings
 from deployments.api.errors import shown
 from deployments.api.sdapi.hires import hires_body, hires_refusals
+from deployments.api.sdapi.options import RESTORER
 from deployments.api.sdapi.schema import Img2ImgBody
 from deployments.api.sdapi.wanted import Refusal, Wanted
 from pipelines.errors import InvalidRequest
@@ -27,8 +28,11 @@ def _refusals(wanted: Wanted, settings: Settings) -> Iterator[Refusal]:
             yield field, "at least 1", wanted.given(field)
     if body.refiner_checkpoint and body.refiner_switch_at:
         yield "refiner_checkpoint", "null: this server has no refiner", body.refiner_checkpoint
-    if wanted.option("restore_faces", "face_restoration") and not settings.face_restorers:
-        yield "restore_faces", "false: the setting face_restorers names no network", True
+    named = (body.override_settings or {}).get(RESTORER)
+    if wanted.restores_faces and named and named not in wanted.restorers:
+        known = ", ".join(wanted.restorers) or "none"
+        must = f"one of those that the setting face_restorers names ({known})"
+        yield RESTORER, must, named
     if hires := hires_body(wanted):
         yield from hires_refusals(wanted, hires, settings)
     if isinstance(body, Img2ImgBody):
@@ -39,8 +43,8 @@ def _of_picture(wanted: Wanted, body: Img2ImgBody) -> Iterator[Refusal]:
     mode = wanted.given("resize_mode")
     if not STRETCH <= mode <= LATENT:
         yield "resize_mode", f"{STRETCH} to {LATENT}", mode
-    if body.latent_mask:
-        yield "latent_mask", "null", "a picture"
+    if body.latent_mask and body.mask:
+        yield "latent_mask", "null where there is a mask", "a picture"
     fill = wanted.given("inpainting_fill")
     if not FILL <= fill <= LATENT_NOTHING:
         yield "inpainting_fill", f"{FILL} to {LATENT_NOTHING}", fill

@@ -79,11 +79,23 @@ class Wanted:
         return default_eta(sampler) if found is None else float(found)
 
     @property
+    def restores_faces(self) -> bool:
+        """Whether that is asked for."""
+        return bool(self.option("restore_faces", "face_restoration"))
+
+    @property
+    def comments(self) -> list[str]:
+        """What was asked for and is left out."""
+        if self.restores_faces and not self.restorers:
+            return ["Faces are not restored: the setting face_restorers names no network."]
+        return []
+
+    @property
     def face_restorer(self) -> str | None:
         """The name of the one to use: the option's if it is here, else the first; None for none."""
-        if not self.option("restore_faces", "face_restoration"):
+        if not self.restores_faces:
             return None
-        named = str(self.options["face_restoration_model"])
+        named = str(self.options[options.RESTORER])
         return named if named in self.restorers else next(iter(self.restorers), None)
 
     @property

@@ -132,7 +132,8 @@ async def open_api(redis_url: str, tmp_path: Path) -> AsyncIterator[OpenApi]:
             **changes: Any,
         ) -> Api:
             given = {"data_dir": tmp_path, "redis_url": redis_url}
-            given["tasks"] = {"key_prefix": uuid.uuid4().hex} | changes.pop("tasks", {})
+            tasks = {"key_prefix": uuid.uuid4().hex, "deadline_s": 20}
+            given["tasks"] = tasks | changes.pop("tasks", {})
             settings = Settings(**(given | changes))
             app = create_app(settings, faces=faces)
             await stack.enter_async_context(app.router.lifespan_context(app))

@@ -85,7 +85,7 @@ async def _end_all(services: Services) -> None:
 def service(redis_url: str, tmp_path: Path) -> Iterator[str]:
     """Its address."""
     settings: dict[str, Any] = {"data_dir": tmp_path, "redis_url": redis_url}
-    settings["tasks"] = TaskSettings(key_prefix=uuid.uuid4().hex)
+    settings["tasks"] = TaskSettings(key_prefix=uuid.uuid4().hex, deadline_s=20)
     settings["limits"] = LimitSettings(max_side_px=256, max_pixels=256 * 256)
     with Running(Settings(**settings)) as base_url:
         yield base_url

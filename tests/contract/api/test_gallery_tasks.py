@@ -74,7 +74,7 @@ async def test_deleting_a_running_task_cancels_it_and_an_ended_one_is_gone_with_
     key = (await api.services.store.get(task_id)).outputs[0].key
     assert (await api.http.delete(f"{TASKS}/{task_id}")).json()["status"] == "success"
     assert not await api.services.objects.exists(key)
-    assert (await api.http.get(f"{IMAGES}/{image}")).headers["x-error-code"] == "draft_not_found"
+    assert (await api.http.get(f"{IMAGES}/{image}")).headers["x-error-code"] == "image_not_found"
 
 
 async def test_deleting_a_task_that_is_not_queued_deletes_its_model(api):
@@ -157,7 +157,7 @@ async def test_images_tell_what_they_were_drawn_from(api):
     assert ([each["seed"] for each in page["list"]], page["next"]) == ([6], False)
     for wrong in ("nonsense", newest[:-1] + "7"):
         answer = await api.http.get(f"{IMAGES}/{wrong}")
-        assert (answer.status_code, answer.headers["x-error-code"]) == (404, "draft_not_found")
+        assert (answer.status_code, answer.headers["x-error-code"]) == (404, "image_not_found")
 
 
 # Sockets

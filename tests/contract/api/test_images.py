@@ -57,7 +57,9 @@ async def test_what_is_no_picture_of_ones_own_is_not_there(open_api):
     task_id = await drawn(ann)
     waiting = await ann.submit()
     for image in (f"{task_id}.1", f"{waiting}.0", task_id, f"{task_id}.-1", "x", f"{task_id}.٠"):
-        assert (await ann.http.get(f"{IMAGES}/{image}")).status_code == 404, image
+        answer = await ann.http.get(f"{IMAGES}/{image}")
+        told = answer.status_code, answer.headers["x-error-code"]
+        assert told == (404, "image_not_found"), image
     other = await ann.http.get(f"{IMAGES}/{task_id}.0", headers={"X-API-Key": "b"})
     assert other.status_code == 404
     await ann.http.delete(f"/api/tasks/{task_id}")
@@ -90,6 +92,30 @@ async def test_a_canceled_task_can_be_retried_and_others_cannot(api):
     await api.http.delete(f"/api/v1/tasks/{answer.json()['task_id']}")
     assert (await retried(api, await drawn(api))).headers["x-error-code"] == "not_retryable"
     assert (await retried(api, "x")).status_code == 404
+
+
+GUIDES = {
+    "controlnet": [{"name": "edges", "preprocessor": "canny"}],
+    "ip_adapter": [{"name": "style"}, {"name": "style"}],
+}
+
+
+async def test_a_retry_renews_the_pictures_that_guide(open_api, data_url, png):
+    adapters = {"style": {"source": "b/c", "image_encoder": "b/e"}}
+    models = {"sd": {"controlnets": {"edges": "a/b"}, "ip_adapters": adapters}}
+    api, fields = await open_api(models=models), {}
+    for field, entries in GUIDES.items():
+        fields[field] = [entry | {"image": data_url(png())} for entry in entries]
+    fields["ip_adapter"][1]["image"] = data_url(png(size=(80, 64)))
+    task_id = await api.submit(**fields)
+    await api.http.delete(f"/api/v1/tasks/{task_id}")
+    keys = (await api.services.store.get(task_id)).input["image_prompts"]
+    await api.services.objects.delete(keys[1]["image_key"])
+    answer = await retried(api, task_id)
+    assert answer.status_code == 422
+    assert answer.json()["detail"][0]["loc"] == ["body", "ip_adapter.1.image"]
+    await api.services.objects.put(keys[1]["image_key"], b"back", "image/png")
+    assert (await retried(api, task_id)).status_code == 200
 
 
 @pytest.mark.parametrize("gone", ["lora", "picture"])

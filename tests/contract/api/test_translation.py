@@ -108,6 +108,19 @@ async def test_a_translated_task_is_drawn_from_the_translation_and_keeps_both(
     assert len(service.requests) == 2
 
 
+async def test_prompts_of_a_second_pass_are_translated_too(open_api, service):
+    api = await open_api(translation=service.settings)
+    hires = {"width": 128, "height": 128, "strength": 0.5, "prompt": "猫", "negative_prompt": "丑"}
+    webui = {"sampler": "Euler", "hires": hires}
+    task_id = (await generated(api, width=64, height=64, webui=webui)).json()["task_id"]
+    stored = (await api.services.store.get(task_id)).input["webui"]["hires"]
+    assert (stored["prompt"], stored["negative_prompt"]) == ("a cat", "ugly")
+    del hires["negative_prompt"]
+    task_id = (await generated(api, width=64, height=64, webui=webui)).json()["task_id"]
+    stored = (await api.services.store.get(task_id)).input["webui"]["hires"]
+    assert (stored["prompt"], stored["negative_prompt"]) == ("a cat", None)
+
+
 async def test_only_those_who_ask_for_it_are_translated(open_api, service):
     api = await open_api(translation=service.settings)
     task = await api.task((await generated(api, translate=False)).json()["task_id"])

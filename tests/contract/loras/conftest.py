@@ -39,7 +39,7 @@ def make_file(tmp_path: Path) -> MakeFile:
 
 @pytest.fixture
 async def loras(redis_url: str, key_prefix: str) -> AsyncIterator[LoraStore]:
-    store = LoraStore.connect(redis_url, TaskSettings(key_prefix=key_prefix))
+    store = LoraStore.connect(redis_url, TaskSettings(key_prefix=key_prefix, deadline_s=20))
     yield store
     await store.close()
 

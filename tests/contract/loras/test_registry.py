@@ -321,7 +321,8 @@ async def test_a_lost_reply_changes_nothing(lossy, registry, objects, make_file,
     from deployments.loras.registry import LoraRegistry
     from deployments.loras.store import LoraStore
 
-    store = LoraStore.connect(lossy.url, TaskSettings(key_prefix=key_prefix))
+    terms = TaskSettings(key_prefix=key_prefix, deadline_s=20)
+    store = LoraStore.connect(lossy.url, terms)
     unsure = LoraRegistry(store, objects)
     lossy.lose_replies("register")
     lora = await unsure.publish(make_file(), NewLora(name="a", owner="ann"), call_id="c")

@@ -55,7 +55,9 @@ def settings(redis_url: str, key_prefix: str, sd_folder: Path, tmp_path: Path) -
     return Settings(
         redis_url=redis_url,
         models={"tiny": ModelSettings(source=str(sd_folder), max_rows=8)},
-        tasks=TaskSettings(heartbeat_s=0.02, lease_s=30, backoff_s=0.05, key_prefix=key_prefix),
+        tasks=TaskSettings(
+            heartbeat_s=0.02, lease_s=30, backoff_s=0.05, key_prefix=key_prefix, deadline_s=20
+        ),
         data_dir=tmp_path / "data",
     )
 

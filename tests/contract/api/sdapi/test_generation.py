@@ -99,11 +99,25 @@ async def test_faces_are_restored_by_what_the_settings_name(open_api, connect):
     assert webui.order["webui"]["restore_faces"] is None
 
 
-async def test_without_a_face_restorer_asking_for_one_says_which_setting_names_them(webui):
-    answer = await webui.post("txt2img", **SMALL, restore_faces=True)
-    (fault,) = answer.json()["detail"]
-    assert (answer.status_code, fault["loc"]) == (422, ["body", "restore_faces"])
-    assert "setting face_restorers" in fault["msg"]
+async def test_without_a_face_restorer_a_picture_is_drawn_and_tells_which_setting_names_them(webui):
+    info = json.loads((await webui.draw("txt2img", **SMALL, restore_faces=True))["info"])
+    assert webui.order["webui"]["restore_faces"] is None
+    assert (info["restore_faces"], info["face_restoration_model"]) == (True, None)
+    assert "Face restoration" not in info["infotexts"][0]
+    assert "setting face_restorers" in info["comments"]
+    plain = json.loads((await webui.draw("txt2img", **SMALL))["info"])
+    assert plain["comments"] == ""
+
+
+async def test_a_face_restorer_that_is_named_and_not_here_is_refused(webui):
+    over = {"face_restoration_model": "CodeFormer"}
+    status, told = await webui.refusal(
+        "txt2img", **SMALL, restore_faces=True, override_settings=over
+    )
+    assert (status, told) == (422, "face_restoration_model")
+    await webui.draw("txt2img", **SMALL, override_settings=over)
+    assert (await webui.refusal("options", face_restoration_model="GFPGAN"))[0] == 422
+    await webui.posted("options", **over)
 
 
 async def test_info_has_the_keys_of_the_web_ui_in_their_order(webui):
@@ -114,7 +128,7 @@ async def test_info_has_the_keys_of_the_web_ui_in_their_order(webui):
         "restore_faces face_restoration_model sd_model_name sd_model_hash sd_vae_name sd_vae_hash "
         "seed_resize_from_w seed_resize_from_h denoising_strength extra_generation_params "
         "index_of_first_image infotexts styles job_timestamp clip_skip "
-        "is_using_inpainting_conditioning version"
+        "is_using_inpainting_conditioning version comments"
     )
     assert " ".join(info) == keys
 

@@ -126,6 +126,11 @@ async def test_what_cannot_be_honoured_is_refused_by_name(webui, field, value):
     assert (status, told) == (422, field)
 
 
+async def test_a_latent_mask_without_a_mask_means_nothing(webui):
+    await webui.draw("img2img", **SMALL, init_images=[file(photo())], latent_mask=file(mask()))
+    assert webui.order["mask_image_key"] is None
+
+
 async def test_a_picture_is_as_large_as_its_way_through_the_vae_or_its_answer_allows(
     open_api, connect
 ):

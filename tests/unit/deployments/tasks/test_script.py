@@ -1,11 +1,14 @@
+import asyncio
 import re
 
 import pytest
 from redis import exceptions
 
+from configs.settings import TaskSettings
 from deployments.tasks.errors import StoreUnavailable, TaskNotFound
 from deployments.tasks.model import PAUSABLE, SCHEMA_VERSION, TERMINAL, TRANSITIONS, Kind, Status
 from deployments.tasks.script import (
+    Script,
     block_ms,
     blocking_client,
     command_client,
@@ -58,16 +61,18 @@ def test_ended_states_have_no_way_out():
 def test_a_block_is_never_for_ever_and_always_shorter_than_the_sockets_patience():
     assert block_ms(0) == 1
     assert block_ms(2.5) == 2500
-    patience_s = blocking_client("unix:///none").connection_pool.connection_kwargs["socket_timeout"]
+    client = blocking_client("unix:///none", TaskSettings())
+    patience_s = client.connection_pool.connection_kwargs["socket_timeout"]
     assert block_ms(1e9) / 1000 < patience_s
 
 
 def test_the_clients_time_outs_and_retries_are_their_own():
-    commands = command_client("redis://127.0.0.1:1/0").connection_pool.connection_kwargs
-    blocking = blocking_client("redis://127.0.0.1:1/0").connection_pool.connection_kwargs
-    assert commands["socket_timeout"] <= 1
-    assert commands["socket_connect_timeout"] <= 1
-    assert blocking["socket_connect_timeout"] <= 1
+    url, settings = "redis://127.0.0.1:1/0", TaskSettings(deadline_s=6)
+    commands = command_client(url, settings).connection_pool.connection_kwargs
+    blocking = blocking_client(url, settings).connection_pool.connection_kwargs
+    assert commands["socket_timeout"] == pytest.approx(4)
+    assert commands["socket_connect_timeout"] == pytest.approx(2)
+    assert blocking["socket_connect_timeout"] == pytest.approx(2)
     assert commands["retry"].get_retries() == 5
     assert blocking["retry"].get_retries() == 0
 
@@ -88,7 +93,7 @@ def test_the_clients_time_outs_and_retries_are_their_own():
 )
 async def test_what_goes_wrong_with_redis_is_one_error_with_its_cause(error):
     with pytest.raises(StoreUnavailable) as raised:
-        async with store_errors():
+        async with store_errors(1.5):
             raise error
     assert raised.value.__cause__ is error
 
@@ -96,5 +101,12 @@ async def test_what_goes_wrong_with_redis_is_one_error_with_its_cause(error):
 async def test_other_errors_pass_unchanged():
     for error in (TaskNotFound("t"), KeyError("bug")):
         with pytest.raises(type(error)):
-            async with store_errors():
+            async with store_errors(1.5):
                 raise error
+
+
+async def test_a_command_that_takes_longer_than_the_deadline_is_one_error_with_it():
+    script = Script(command_client("unix:///none", s := TaskSettings(deadline_s=0.01)), s, "")
+    with pytest.raises(StoreUnavailable, match=r"did not answer in 0\.01 s"):
+        async with script.errors():
+            await asyncio.sleep(60)
