@@ -21,6 +21,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.errors import Unsatisfiable
 from schemathesis import APIOperation, Case, GenerationMode
 
+from configs.model import ModelSettings
 from configs.settings import LimitSettings
 
 ALWAYS_SANE = frozenset({400, 404, 405, 413, 415, 422, 429, 503})
@@ -120,7 +121,8 @@ def main(minutes: float) -> int:
 
     limits = LimitSettings(max_side_px=64, max_pixels=64 * 64, max_steps=3, max_images=2)
     ends_at, number = time.monotonic() + 60 * minutes, 0
-    with served(limits=limits) as client:
+    model = ModelSettings(num_inference_steps=2, width=64, height=64)
+    with served(limits=limits, models={"embedded": model}) as client:
         base_url = str(client.base_url).rstrip("/")
         while time.monotonic() < ends_at:
             fuzzer = Fuzzer(base_url, known=known_ids(client), headers={})

@@ -87,6 +87,7 @@ def drawn(sd, net, adapter, words, tmp_path_factory):
         api={"keys": [application.KEY]},
         models={"tiny": preset},
         tasks={"heartbeat_s": 0.05},
+        sdapi={"rounding": "round"},  # as the engine alone
     )
 
     async def generate() -> None:
@@ -187,7 +188,9 @@ def test_a_controlnet_guides_by_the_initial_picture_where_it_has_none_itself(
 def test_units_of_the_package_draw_as_the_native_field_does(webui, engine, net, photo):
     unit = ControlNetUnit(image=photo, module="canny", model="lines", pixel_perfect=True)
     result = webui.txt2img(
-        prompt="a cat", width=64, height=64, steps=3, seed=5, cfg_scale=6, controlnet_units=[unit]
+        **{"prompt": "a cat", "width": 64, "height": 64, "steps": 3, "seed": 5, "cfg_scale": 6},
+        controlnet_units=[unit],
+        alwayson_scripts={},
     )
     edges = guide(photo, (64, 64), preprocessor="canny", resize_mode="fill", parameters=(64, 64))
     expected = engine(controls=(ControlUse(net, edges),), **WEBUI_WAY)
@@ -202,9 +205,9 @@ def test_a_unit_guides_both_passes_of_hires_fix_or_the_first_alone(webui, photo)
     pictures = []
     for option in ("Both", "Low res only"):
         unit = ControlNetUnit(image=photo, model="lines", hr_option=option)
+        asked["alwayson_scripts"] = {}  # else the package keeps the units for later calls
         pictures.append(np.asarray(webui.txt2img(**asked, controlnet_units=[unit]).image))
-    # the package would send the units of the call before once more
-    pictures.append(np.asarray(webui.txt2img(**asked, alwayson_scripts={}).image))
+    pictures.append(np.asarray(webui.txt2img(**asked | {"alwayson_scripts": {}}).image))
     assert [picture.shape for picture in pictures] == [(96, 96, 3)] * 3
     both, low, none = pictures
     assert not np.array_equal(both, low)
@@ -219,7 +222,7 @@ def test_img2img_and_an_ip_adapter_as_units(webui, photo):
         ControlNetUnit(model="lines", module="tile_resample"),
         ControlNetUnit(model="style", module="ip-adapter_clip_sd15", image=photo),
     ]
-    guided = webui.img2img(images=[photo], **asked, controlnet_units=units)
+    guided = webui.img2img(images=[photo], **asked, controlnet_units=units, alwayson_scripts={})
     assert not np.array_equal(np.asarray(plain.image), np.asarray(guided.image))
 
 
@@ -235,6 +238,7 @@ def test_only_masked_regions_are_guided_by_their_part_of_the_picture(webui, phot
         steps=3,
         inpaint_full_res=True,
         controlnet_units=[ControlNetUnit(model="lines", module="none")],
+        alwayson_scripts={},
     )
     assert result.image.size == photo.size
 
@@ -268,8 +272,9 @@ def test_a_unit_that_cannot_be_honoured_is_refused_by_name(webui, photo, changes
     given = {"image": photo, "model": "lines"} | changes
     if "mask" in changes:
         given["mask"] = photo
+    units = [ControlNetUnit(**given)]
     with pytest.raises(RuntimeError, match="422") as error:
-        webui.txt2img(prompt="a cat", controlnet_units=[ControlNetUnit(**given)])
+        webui.txt2img(prompt="a cat", controlnet_units=units, alwayson_scripts={})
     assert told in str(error.value)
 
 
