@@ -13,11 +13,12 @@ from croniter import CroniterError, croniter
 from pipelines.errors import InvalidRequest
 
 WORDS = frozenset({"@hourly", "@daily", "@midnight", "@weekly", "@monthly", "@yearly", "@annually"})
-MAX_YEARS = 10
-"""To the next time: 29 February on a weekday may be eight years away, and 30 February never is."""
+MAX_YEARS = 50
+"""To the next time: a fifth Monday of February may be forty years away, and 30 February never is."""
 
 # no seconds, and nothing that is random or hashed: a time must be the same for every replica
-_FIELD = r"(?:[0-9*,/#-]|[A-Za-z]{3}|[lL])+"
+# possessive: else the ways to read many letters are tried, whose number has no end
+_FIELD = r"(?:[0-9*,/#-]|[A-Za-z]{3}|[lL])++"
 _CRON = re.compile(rf"{_FIELD}(?: +{_FIELD}){{4}}", re.ASCII)
 
 
@@ -45,10 +46,22 @@ def checked_timezone(name: str) -> str:
 
 
 def next_time(cron: str, timezone: str, after: datetime) -> datetime:
-    """The first time after that one; UTC."""
-    local = after.astimezone(ZoneInfo(timezone))
-    times = croniter(cron, local, ret_type=datetime, max_years_between_matches=MAX_YEARS)
-    return cast("datetime", times.get_next()).astimezone(UTC)
+    """The first time after that one; UTC.
+
+    Of an hour that clocks go through twice, the second counts for expressions of any hour alone.
+    """
+    zone = ZoneInfo(timezone)
+    times = croniter(
+        cron, after.astimezone(zone), ret_type=datetime, max_years_between_matches=MAX_YEARS
+    )
+    while True:
+        found = cast("datetime", times.get_next()).astimezone(UTC)
+        if _any_hour(cron) or not found.astimezone(zone).fold:
+            return found
+
+
+def _any_hour(cron: str) -> bool:
+    return cron == "@hourly" or (" " in cron and cron.split()[1].startswith("*"))
 
 
 def _bad(text: str) -> InvalidRequest:

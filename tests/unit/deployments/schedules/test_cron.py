@@ -47,8 +47,25 @@ def test_times_rise_through_both_changes_of_the_clocks(cron):
 
 
 @pytest.mark.parametrize(
+    ("cron", "runs"), [("30 2 * * *", 1), ("*/30 2 * * *", 2), ("30 * * * *", 25), ("@daily", 1)]
+)
+def test_an_hour_that_comes_twice_counts_twice_for_those_of_every_hour_alone(cron, runs):
+    time, times = at("2026-10-24T22:00") - timedelta(seconds=1), []
+    while (time := next_time(cron, "Europe/Berlin", time)) < at("2026-10-25T23:00"):
+        times.append(time)
+    assert len(times) == runs
+
+
+def test_a_day_that_comes_every_forty_years_has_a_next_time():
+    leap = at("2028-02-29T00:00")
+    assert next_time("0 0 * 2 tue#5", "UTC", leap) == at("2056-02-29T00:00")
+    assert next_time("0 0 * 2 mon#5", "UTC", at("2072-02-29T00:00")) == at("2112-02-29T00:00")
+
+
+@pytest.mark.parametrize(
     "cron",
     [
+        "l" * 200, f"{'l' * 198} *",
         "", "* * * *", "* * * * * *", "60 * * * *", "* * * * funday", "@reboot", "@every 5m",
         "R * * * *", "H * * * *", "* * 30 2 *", "*/0 * * * *", "5-1-2 * * * *", "a b c d e",
         "\u0660 * * * *", "1,,2 * * * *",
