@@ -15,11 +15,14 @@ import numpy.typing as npt
 from PIL import Image
 
 from pipelines.engine.request import Picture
+from pipelines.errors import InvalidRequest
 from pipelines.webui.resize import COVER, FIT, STRETCH, resize_image
 
 NONE: Final = "none"
 DEFAULT_RESOLUTION: Final = 512
 MIN_RESOLUTION, MAX_RESOLUTION = 64, 2048
+MAX_SEEN_PX: Final = 4 * MAX_RESOLUTION**2
+"""What a preprocessor may see: a thin picture whose shorter side grows may have any number."""
 _STEP_PX: Final = 8
 MODES: Final = {"stretch": STRETCH, "crop": COVER, "fill": FIT}
 
@@ -144,12 +147,18 @@ def guide(
     """An RGB picture as a guide of a width and height.
 
     `resolution` is the shorter side, pixels, that the preprocessor sees; None: it sees the picture
-    as large as it will be.
+    as large as it will be. Raises InvalidRequest where that is more than MAX_SEEN_PX.
     """
     worker, mode = PREPROCESSORS[preprocessor], MODES[resize_mode]
     if worker.scales and resolution is not None:
         factor = resolution / min(image.size)
         width, height = (_step(side * factor) for side in image.size)
+        if width * height > MAX_SEEN_PX:
+            raise InvalidRequest(
+                "controlnet",
+                f"a preprocessor may see at most {MAX_SEEN_PX} pixels, given {width} x {height}: "
+                "the resolution is too high for a picture of this shape",
+            )
         image = image.resize((width, height), _LANCZOS)
     elif image.size != size:
         image = resize_image(mode, image, *size)

@@ -11,6 +11,7 @@ from PIL import Image
 
 from pipelines.control.preprocessor import PREPROCESSORS, guide
 from pipelines.engine.request import Picture
+from pipelines.errors import InvalidRequest
 
 MakePicture = Callable[..., Picture]
 
@@ -102,3 +103,10 @@ def test_a_parameter_out_of_range_is_refused() -> None:
     with pytest.raises(ValueError, match="Low Threshold must be 1 to 255, given 300"):
         PREPROCESSORS["canny"].parameters(300, None)
     assert PREPROCESSORS["canny"].parameters(None, 150) == (100, 150)
+
+
+def test_a_thin_picture_is_not_made_gigapixels() -> None:
+    thin = Image.new("RGB", (8, 200_000))
+    with pytest.raises(InvalidRequest, match="at most 16777216 pixels, given 2048 x 51200000"):
+        guide(thin, (64, 64), preprocessor="canny", resolution=2048)
+    assert guide(thin, (64, 64), preprocessor="canny").shape == (64, 64, 3)
