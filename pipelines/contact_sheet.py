@@ -31,7 +31,9 @@ def contact_sheet(
     there = [picture for picture in pictures if picture is not None]
     width, height = (max(sides) for sides in zip(*(each.size for each in there), strict=True))
     rows = math.ceil(len(pictures) / columns)
-    scale = min(1.0, math.sqrt(MAX_PIXELS / (columns * rows * width * height)))
+    whole = columns * (width + margin) * rows * (height + margin)
+    scale = min(1.0, math.sqrt(MAX_PIXELS / whole))
+    margin = int(margin * scale)
     width, height = max(int(width * scale), 1), max(int(height * scale), 1)
     font = ImageFont.load_default(max(_MIN_TEXT_PX, (width + height) // _TEXTS_PER_CELL))
     tops = [_wrapped(title, font, width) for title in column_titles]
@@ -72,9 +74,11 @@ def _size(titles: Sequence[str], font: Font) -> tuple[int, int]:
 
 
 def _wrapped(title: str, font: Font, width: int) -> str:
-    """In lines of at most `width` pixels, as far as words allow."""
+    """In lines of at most about `width` pixels; a longer word is cut off."""
     lines = [""]
     for word in title[:_MAX_TITLE_CHARS].split():
+        share = min(1.0, width / max(font.getlength(word), 1))
+        word = word[: max(int(len(word) * share), 1)]
         longer = f"{lines[-1]} {word}".strip()
         if lines[-1] and font.getlength(longer) > width:
             lines.append(word)

@@ -46,3 +46,13 @@ def test_a_sheet_that_would_be_too_large_is_shrunk(monkeypatch):
     sheet = contact_sheet([flat(colour) for colour in COLOURS], 2)
     assert 0.8 * 1200 < sheet.width * sheet.height <= 1200
     assert sheet.getpixel((sheet.width - 3, 3)) == (0, 255, 0)
+
+
+def test_neither_margins_nor_long_words_make_a_sheet_much_larger(monkeypatch):
+    monkeypatch.setattr(module, "MAX_PIXELS", 1_000_000)
+    pictures = [flat("red", (96, 96))] * 100
+    wide = contact_sheet(pictures, 10, margin=500)
+    assert wide.width * wide.height <= 1_000_000
+    long = contact_sheet(pictures, 1, row_titles=["m" * 200] * 100)
+    bare = contact_sheet(pictures, 1)
+    assert long.width < 2 * bare.width
