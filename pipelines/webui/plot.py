@@ -18,7 +18,8 @@ MAX_VALUES: Final = 1000
 
 def listed(text: str) -> list[str]:
     """What commas part, each without the space around it; quotes hold a comma in."""
-    rows = csv.reader([text.replace("\n", ",")], skipinitialspace=True)
+    # splitlines: the reader has no mercy on other ends of lines
+    rows = csv.reader([",".join(text.splitlines())], skipinitialspace=True)
     return [value.strip() for row in rows for value in row if value.strip()]
 
 

@@ -9,6 +9,7 @@ def test_commas_part_values_and_quotes_hold_them():
     assert listed('a, "b, c" ,d') == ["a", "b, c", "d"]
     assert listed("a\nb,,") == ["a", "b"]
     assert listed("") == []
+    assert listed("a\rb\r\nc") == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize(
