@@ -14,7 +14,7 @@ from pipelines.errors import InvalidRequest
 
 WORDS = frozenset({"@hourly", "@daily", "@midnight", "@weekly", "@monthly", "@yearly", "@annually"})
 MAX_YEARS = 50
-"""To the next time: a fifth Monday of February may be forty years away, and 30 February never is."""
+"""To the next time: a fifth Monday of February may be 40 years away, 30 February never is."""
 
 # no seconds, and nothing that is random or hashed: a time must be the same for every replica
 # possessive: else the ways to read many letters are tried, whose number has no end
