@@ -38,6 +38,8 @@ class Enhancer:
         self._restorers = FaceRestorers(settings.face_restorers, device)
         self._max_pixels = settings.limits.max_input_pixels
         self._objects = objects
+        # Those that wait for a network must not fill the threads that all else here needs.
+        self._one_enhanced, self._one_restored = asyncio.Semaphore(1), asyncio.Semaphore(1)
 
     async def run(self, job: Job) -> list[Output]:
         """The pictures of an enhancing task, as PNG files. Raises InvalidRequest, ModelError,
@@ -48,7 +50,8 @@ class Enhancer:
         for index, key in enumerate(order.pictures):
             job.progress = Progress(step=index, steps=order.num_images)
             data = await patiently(functools.partial(self._objects.get, key))
-            picture = await _in_thread(functools.partial(self._enhanced, data, order.work))
+            async with self._one_enhanced:
+                picture = await _in_thread(functools.partial(self._enhanced, data, order.work))
             file, content_type = await asyncio.to_thread(encode_image, picture, "png", None)
             made = output_key(job.task.id, job.claim.fence, f"{index}.png")
             await patiently(functools.partial(self._objects.put, made, file, content_type))
@@ -71,7 +74,8 @@ class Enhancer:
             return results
         found = {}
         for index, result in results.items():
-            picture = await asyncio.to_thread(self._restored, result.picture, name, canvas)
+            async with self._one_restored:
+                picture = await asyncio.to_thread(self._restored, result.picture, name, canvas)
             found[index] = replace(result, picture=picture)
         return found
 
