@@ -100,20 +100,21 @@ def _form(request: Request, settings: Settings) -> Any:
 
 async def _portrait_of(form: FormData) -> dict[str, Any]:
     """The JSON body that the form means; files are bytes in it."""
-    given: dict[str, Any] = {"people": [], "parameters": {}}
+    given: dict[str, Any] = {"parameters": {}}
+    people: list[dict[str, Any]] = []
     for name, value in form.multi_items():
         sent = await _sent(value)
         if match := _OF_PERSON.fullmatch(name):
-            _add(given["people"], int(match[1]), match[2], sent)
+            _add(people, int(match[1]), match[2], sent)
         elif name in ("photos", "lora"):
-            _add(given["people"], 0, name, sent)
+            _add(people, 0, name, sent)
         elif name == "parameters":
             given["parameters"] |= json_field(name, str(sent))
         elif name in PARAMETERS:
             given["parameters"][name] = _plain(sent)
         else:
             given[name] = sent if isinstance(sent, str) or name == "template" else "(a file)"
-    return given
+    return {"people": people} | given
 
 
 def _add(people: list[dict[str, Any]], number: int, name: str, sent: str | bytes) -> None:
