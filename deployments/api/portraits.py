@@ -21,6 +21,7 @@ from deployments.log import TaskLogger, get_logger
 from deployments.loras.model import Lora
 from deployments.loras.registry import LoraRegistry
 from deployments.storage.store import BINARY, ObjectStore
+from deployments.tasks.errors import IdempotencyConflict, QueueFull
 from deployments.tasks.limit import MIN_SIDE_PX, check_lengths, check_within, file_format, given_or
 from deployments.tasks.lora import NamedLora, OrderedLora
 from deployments.tasks.model import Kind, NewTask, Task
@@ -149,11 +150,12 @@ class PortraitService:
         task_id: str,
     ) -> Task:
         """Uploads, then the one call that makes the task; without a new one nothing stays."""
-        created = False
+        needed = False
         try:
             for name, data in files.items():
                 key = upload_key(task_id, name)
                 await self._objects.put(key, data, BINARY)
+            needed = True  # until the store says otherwise: its answer may be lost
             task, created = await self._store.create(
                 NewTask(
                     kind=Kind.PORTRAIT,
@@ -168,8 +170,12 @@ class PortraitService:
                 task_id=task_id,
                 fingerprint=_fingerprint(new, order, files),
             )
+            needed = created
+        except (QueueFull, IdempotencyConflict):
+            needed = False
+            raise
         finally:
-            if not created:
+            if not needed:
                 with contextlib.suppress(Exception):  # age will
                     await self._objects.sweep(portrait_prefix(task_id), 0)
                     await self._registry.store.release([task_id])

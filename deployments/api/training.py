@@ -21,7 +21,7 @@ from deployments.loras.errors import LoraNotFound, NameTaken, NoCurve, TooManyLo
 from deployments.loras.model import Visibility
 from deployments.loras.registry import LoraRegistry
 from deployments.storage.store import ObjectNotFound, ObjectStore
-from deployments.tasks.errors import TaskNotFound
+from deployments.tasks.errors import IdempotencyConflict, QueueFull, TaskNotFound
 from deployments.tasks.model import Kind, NewTask, Task
 from deployments.tasks.store import TaskStore
 from deployments.tasks.training import (
@@ -35,7 +35,7 @@ from deployments.tasks.training import (
     photos_key,
     pictures_key,
 )
-from pipelines.errors import DaguerreError, InvalidImage, InvalidRequest
+from pipelines.errors import InvalidImage, InvalidRequest
 from pipelines.images import decode_data_url
 from training.lora.job import LoraJob
 from training.lora.refusal import RefusedPictures, check_examples, fit_photos_needed
@@ -131,7 +131,8 @@ class TrainingService:
                 task_id=task_id,
                 fingerprint=digest,
             )
-        except DaguerreError:
+        except (QueueFull, IdempotencyConflict):
+            # after any other fault the task may be there: an answer can be lost
             await self._objects.delete(pictures_key(task_id))
             raise
         if not created:

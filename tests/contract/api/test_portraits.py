@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from deployments.loras.model import NewLora
-from deployments.tasks.model import Kind
+from deployments.tasks.errors import StoreUnavailable
+from deployments.tasks.model import Kind, Output
 from deployments.tasks.portrait import PORTRAIT_PREFIX, PORTRAIT_QUEUE, PortraitOrder
 from tests.unit.pipelines.portrait.pictures import beside, photo, photo_file
 
@@ -116,6 +117,40 @@ async def test_a_full_queue_leaves_no_uploads_behind(open_api):
     assert (await api.http.post(PATH, json=body())).status_code == 202
     assert (await api.http.post(PATH, json=body())).status_code == 429
     assert len(uploads(api)) == 2
+
+
+async def test_an_answer_of_the_store_that_is_lost_costs_no_uploads(api, monkeypatch):
+    create, lost = api.services.store.create, StoreUnavailable("no answer in time")
+
+    async def without_answer(*args: Any, **more: Any) -> None:
+        await create(*args, **more)
+        raise lost
+
+    monkeypatch.setattr(api.services.store, "create", without_answer)
+    assert (await api.http.post(PATH, json=body())).status_code == 503
+    (task,) = (await api.http.get("/api/v1/tasks")).json()["tasks"]
+    order = PortraitOrder.model_validate((await api.services.store.get(task["task_id"])).input)
+    assert await api.services.objects.get(order.template or "") == photo_file("ardern")
+
+
+@pytest.mark.parametrize("field", ["people", "template", "seed", "parameters"])
+async def test_a_form_whose_fields_are_something_else_is_refused(api, field):
+    files = [("photos", ("a.jpg", photo_file("obama")))]
+    answer = await api.http.post(PATH, data={field: "x"}, files=files)
+    assert answer.status_code == 422, answer.text
+
+
+async def test_a_portrait_by_its_id_has_no_prompt(api):
+    task_id = (await api.http.post(PATH, json=body())).json()["task_id"]
+    (claimed,) = await api.services.store.claim(
+        PORTRAIT_QUEUE, "worker", limit=1, request_id=uuid.uuid4().hex
+    )
+    key = f"results/{task_id}/1/0.png"
+    await api.services.objects.put(key, both(), "image/png")
+    done = Output(key=key, content_type="image/png", width=8, height=8)
+    assert await api.services.store.succeed(claimed.claim, [done])
+    image = (await api.http.get(f"/api/v1/images/{task_id}.0")).json()
+    assert (image["prompt"], image["negative_prompt"], image["model"]) == ("", "", "embedded")
 
 
 async def test_what_a_task_was_sent_goes_with_its_cancel(api):
