@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -27,6 +28,11 @@ _TYPES: dict[str, type] = {
 _GIVEN = frozenset({"tools", "parameters"})
 """Not kept: whoever goes on brings them."""
 _TREE = "tree"
+_DAMAGES = (
+    *(OSError, EOFError, ValueError, KeyError, TypeError, RuntimeError),
+    *(zipfile.BadZipFile, zlib.error),
+)
+"""What odd bytes lead NumPy, zipfile and this module to."""
 
 
 class DamagedState(ValueError):
@@ -72,7 +78,7 @@ def read_state(
         if not isinstance(job, PortraitJob):
             raise DamagedState("there is no portrait in it")
         return job, tuple(map(str, tree["done"]))
-    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+    except _DAMAGES as error:
         raise DamagedState(str(error)) from error
 
 

@@ -63,6 +63,20 @@ def test_a_state_that_was_cut_off_is_told_as_damaged(
         read_state(data[:cut], tools, SD15)
 
 
+def test_whichever_byte_is_another_no_other_error_comes_of_it(tools: Tools) -> None:
+    data = write_state(PortraitJob(np.zeros((2, 2, 3), np.uint8), (), tools, SD15), ())
+    damaged = 0
+    for place in range(len(data)):
+        for bit in (1, 8, 128):
+            changed = bytearray(data)
+            changed[place] ^= bit
+            try:
+                read_state(bytes(changed), tools, SD15)
+            except DamagedState:
+                damaged += 1
+    assert damaged > len(data)
+
+
 def test_a_state_of_a_value_that_is_not_there_any_more_is_told_as_damaged(tools: Tools) -> None:
     tree = b'{"done": [], "job": {"type": "Ghost", "fields": {}}}'
     buffer = io.BytesIO()
