@@ -129,7 +129,9 @@ def _matrix(path: Path, tensor: torch.Tensor) -> torch.Tensor:
     tensor = tensor.detach()
     if tensor.ndim == 1:
         tensor = tensor[None]
-    if tensor.ndim != 2 or not tensor.is_floating_point():
+    # a tensor may name one number of the file any number of times
+    dense = tensor.layout is torch.strided and tensor.numel() <= MAX_BYTES
+    if tensor.ndim != 2 or not tensor.is_floating_point() or not dense:
         shape = " x ".join(map(str, tensor.shape))
         raise ModelError(f"{path}: its vectors are {tensor.dtype} of shape {shape}")
     return tensor.float().clone()

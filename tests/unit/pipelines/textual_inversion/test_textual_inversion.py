@@ -187,6 +187,10 @@ BROKEN: dict[str, Callable[[Path], object]] = {
     ),
     "of three axes.bin": lambda path: torch.save({"a": torch.zeros(1, 1, 32)}, path),
     "of integers.bin": lambda path: torch.save({"a": torch.zeros(1, 32).long()}, path),
+    "of terabytes.pt": lambda path: torch.save(
+        {"a": torch.zeros(1).half().expand(2**20, 2**20)}, path
+    ),
+    "sparse.pt": lambda path: torch.save({"a": torch.zeros(1, 32).to_sparse()}, path),
     "a list.pt": lambda path: torch.save([1, 2], path),
 }
 
