@@ -89,7 +89,7 @@ class Guides:
             yield
         except InvalidRequest as error:
             message = str(error)
-            for path, name in self._names.items():
+            for path, name in tuple(self._names.items()):  # other threads add to it
                 message = message.replace(str(path), name)
             raise InvalidRequest(error.field, message) from error
 
