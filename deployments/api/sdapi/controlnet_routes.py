@@ -21,7 +21,7 @@ from deployments.api.sdapi.controlnet import (
     parameters_of,
 )
 from deployments.api.sdapi.error import Refused
-from deployments.api.sdapi.extras import MAX_PICTURES
+from deployments.api.sdapi.extras import MAX_PICTURES, MAX_TIMES_PIXELS
 from deployments.api.sdapi.picture import sent_bytes
 from deployments.api.sdapi.route import SdapiRoute
 from pipelines.control.preprocessor import (
@@ -108,11 +108,18 @@ async def detect(body: DetectBody, services: ServicesDep) -> dict[str, Any]:
     given = parameters_of(module, body.controlnet_threshold_a, body.controlnet_threshold_b)
     parameters = PREPROCESSORS[module].parameters(*given)
     pixels = services.settings.limits.max_input_pixels
-    images = []
+    left, images = MAX_TIMES_PIXELS * pixels, []
     for text in body.controlnet_input_images:
         data = await sent_bytes(text, "controlnet_input_images", services)
         work = functools.partial(_detected, data, module, unit.resolution, parameters, pixels)
-        images.append(await services.decode(work))
+        image, seen = await services.decode(work)
+        if (left := left - seen) < 0:
+            raise InvalidRequest(
+                "controlnet_input_images",
+                f"the results may have at most {MAX_TIMES_PIXELS * pixels} pixels in all, given "
+                "more",
+            )
+        images.append(image)
     return {"images": images, "info": "Success"}
 
 
@@ -122,7 +129,8 @@ def _detected(
     resolution: int | None,
     parameters: tuple[float, float],
     max_pixels: int,
-) -> str:
+) -> tuple[str, int]:
+    """A PNG file in base64, and its pixels."""
     image = decode_image(data, field="controlnet_input_images", max_pixels=max_pixels)
     size = image.size
     if resolution is not None and PREPROCESSORS[module].scales:
@@ -136,7 +144,7 @@ def _detected(
     found = guide(image, size, preprocessor=module, resolution=None, parameters=parameters)
     buffer = io.BytesIO()
     Image.fromarray(found).save(buffer, "PNG")
-    return base64.b64encode(buffer.getvalue()).decode()
+    return base64.b64encode(buffer.getvalue()).decode(), size[0] * size[1]
 
 
 def _sliders(worker: Preprocessor) -> list[dict[str, Any] | None]:

@@ -131,3 +131,13 @@ async def test_what_cannot_be_honoured_is_refused_by_its_place(guided, fields, p
     told = await refusal(guided, **fields)
     assert told[0] == place
     assert message in told[1]
+
+
+async def test_what_preprocessors_make_for_one_call_has_a_bound_together(open_api, png, data_url):
+    api = await open_api(limits={"max_input_pixels": 64 * 64})
+    one = data_url(png("png", (64, 64)))
+    for count, status in ((4, 200), (5, 422)):
+        body = {"controlnet_module": "invert", "controlnet_input_images": [one] * count}
+        answer = await api.http.post("/controlnet/detect", json=body)
+        assert answer.status_code == status, answer.text
+    assert "at most 16384 pixels in all" in answer.text
