@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
@@ -110,4 +111,6 @@ def _read(name: str, default: object, value: object) -> object:
         raise InvalidRequest(name, f"{name} must be a number, given {value!r:.40}")
     if isinstance(default, int) and value != int(value if abs(value) < 1e9 else 0):
         raise InvalidRequest(name, f"{name} must be a whole number, given {value!r:.40}")
+    if isinstance(value, int) and abs(value) > 1e9:  # maybe too large for a float, and in no range
+        value = math.inf
     return type(default)(value)

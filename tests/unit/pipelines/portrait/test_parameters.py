@@ -36,6 +36,8 @@ def test_a_number_out_of_range_names_field_limit_and_value(name: str, value: flo
     ("name", "value"),
     [
         ("more_like_me", "0.5"),
+        ("more_like_me", 10**400),
+        ("first_diffusion_steps", 10**400),
         ("more_like_me", True),
         ("background_restore", 1),
         ("photo_enhancement_method", "magic"),
