@@ -13,6 +13,7 @@ from deployments.tasks.enhancement import EnhanceOrder
 from deployments.tasks.image import INPUT_PREFIX
 from deployments.tasks.model import Kind, NewTask, Task
 from deployments.tasks.store import TaskStore
+from deployments.tasks.webui import NOBODY, Caller
 from pipelines.enhancement import Enhancement
 
 log = get_logger(__name__)
@@ -26,20 +27,34 @@ class EnhancementService:
         self._store = store
         self._objects = objects
 
-    async def submit(self, files: Sequence[bytes], work: Enhancement, owner: str) -> Task:
-        """Create a task for pictures that have been judged.
+    async def submit(
+        self,
+        files: Sequence[bytes],
+        work: Enhancement,
+        owner: str,
+        caller: Caller = NOBODY,
+        idempotency_key: str | None = None,
+    ) -> Task:
+        """Create a task for pictures that have been judged, or find the one of the same key.
 
-        Raises QueueFull, StoreUnavailable, StorageUnavailable.
+        Raises QueueFull, IdempotencyConflict, StoreUnavailable, StorageUnavailable.
         """
         keys = [INPUT_PREFIX + hashlib.sha256(data).hexdigest() for data in files]
         for key, data in zip(keys, files, strict=True):
             await self._objects.put(key, data, "application/octet-stream")
-        order = EnhanceOrder(pictures=tuple(keys), num_images=len(keys), work=work)
+        order = EnhanceOrder(
+            pictures=tuple(keys),
+            num_images=len(keys),
+            work=work,
+            client_id=caller.client_id,
+            client_span=caller.client_span,
+        )
         new = NewTask(
             kind=Kind.ENHANCE,
             queue=self._settings.default_model,
             owner=owner,
             input=order.model_dump(mode="json"),
+            idempotency_key=idempotency_key,
         )
         task, _ = await self._store.create(new, task_id=str(uuid.uuid4()))
         TaskLogger(log, task.id).info("created")

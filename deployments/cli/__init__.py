@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from deployments.cli import demo, doctor, generate, loras, portrait, tasks, train, up
+from deployments.cli import demo, doctor, generate, loras, portrait, schedules, tasks, train, up
 
 app = typer.Typer(
     name="daguerre",
@@ -42,9 +42,10 @@ def _root(
 
 
 commands = (up.up, generate.generate, portrait.portrait, train.train, doctor.doctor, demo.demo)
-for command in (*commands, tasks.tasks, tasks.cancel, tasks.pause, tasks.resume):
+for command in (*commands, tasks.tasks, tasks.cancel, tasks.pause, tasks.resume, tasks.retry):
     app.command()(command)
 app.add_typer(loras.app, name="loras")
+app.add_typer(schedules.app, name="schedules")
 app.add_typer(portrait.faces, name="faces")
 
 

@@ -30,6 +30,7 @@ from deployments.cli.wire import (
 )
 
 API = "api/v1"
+SCHEDULES = f"{API}/schedules"
 FIRST_PATIENCE_S = 2.0
 """How long a server that never answered is called again."""
 PATIENCE_S = 60.0
@@ -134,6 +135,27 @@ class Client:
         A call that is repeated because its answer was lost may be refused as not paused.
         """
         return RemoteTask.parse(self._json("POST", f"{_task_path(task_id)}/resume"))
+
+    def retry(self, task_id: str) -> RemoteTask:
+        """A new task like one that failed or was canceled, the same whenever this is repeated."""
+        return RemoteTask.parse(self._json("POST", f"{_task_path(task_id)}/retry"))
+
+    def schedules(self) -> list[dict[str, Any]]:
+        """All of one's own, newest first."""
+        found: list[dict[str, Any]] = self._json("GET", SCHEDULES)["schedules"]
+        return found
+
+    def create_schedule(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """A call that is repeated because its answer was lost may make two."""
+        return self._json("POST", SCHEDULES, json=dict(body))
+
+    def change_schedule(self, schedule_id: str, **changes: Any) -> dict[str, Any]:
+        """What is not named stays."""
+        return self._json("PATCH", _schedule_path(schedule_id), json=changes)
+
+    def delete_schedule(self, schedule_id: str) -> None:
+        """Tasks that it made stay."""
+        self._json("DELETE", _schedule_path(schedule_id))
 
     def loras(self, *, name: str | None = None, mine: bool = False) -> list[dict[str, Any]]:
         """All that one may use, newest first; `name` is how the name begins."""
@@ -309,6 +331,10 @@ def _checked(url: str) -> httpx.URL:
 def _task_path(task_id: str) -> str:
     # an id is one path segment, whatever was typed
     return f"{API}/tasks/{quote(task_id, safe='')}"
+
+
+def _schedule_path(schedule_id: str) -> str:
+    return f"{SCHEDULES}/{quote(schedule_id, safe='')}"
 
 
 def _retry_after_s(response: httpx.Response | None) -> float:

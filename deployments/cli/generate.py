@@ -72,6 +72,25 @@ Loras = Annotated[
         help="A LoRA to wear; may be repeated. With --local the path of a file.",
     ),
 ]
+Controls = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--controlnet",
+        metavar="NAME=FILE",
+        help="A ControlNet and its picture; may be repeated. Without =FILE: that of --init-image.",
+    ),
+]
+ImagePrompts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--ip-adapter",
+        metavar="NAME=FILE",
+        help="An IP-Adapter and its picture, likewise.",
+    ),
+]
+Translate = Annotated[
+    bool, typer.Option("--translate", help="Have the server translate the prompts first.")
+]
 Priority = Annotated[int | None, typer.Option(min=-100, max=100, help="Higher is drawn earlier.")]
 Local = Annotated[
     bool, typer.Option("--local", help="Draw in this process, with no server (see --config).")
@@ -95,6 +114,9 @@ def generate(
     output: Output = None,
     model: Model = None,
     lora: Loras = None,
+    controlnet: Controls = None,
+    ip_adapter: ImagePrompts = None,
+    translate: Translate = False,
     priority: Priority = None,
     local: Local = False,
     config: Config = None,
@@ -114,6 +136,8 @@ def generate(
         daguerre generate "a red hat" --init-image me.png --mask head.png --strength 1
 
         daguerre generate "a lighthouse" --lora ink:0.8 --lora /loras/wash.safetensors --local
+
+        daguerre generate "a house" --controlnet canny=edges.png --ip-adapter style=oil.jpg
 
     Exit codes: 0 done, 1 failed, 2 refused, 3 no server, 4 canceled, 130 interrupted.
     """
@@ -140,6 +164,9 @@ def generate(
             "output_format": chosen,
             "model": model,
             "lora": [lora_entry(text) for text in lora or ()] or None,
+            "controlnet": [guide_entry(text) for text in controlnet or ()] or None,
+            "ip_adapter": [guide_entry(text) for text in ip_adapter or ()] or None,
+            "translate": translate or None,
             "priority": priority,
         }
         fields = {name: value for name, value in body.items() if value is not None}
@@ -148,6 +175,16 @@ def generate(
             pictures = draw(fields, sent)
         for path in picture.write_pictures(target, pictures):
             typer.echo(path)
+
+
+def guide_entry(text: str) -> dict[str, Any]:
+    """A ControlNet or IP-Adapter as the API takes it, of its name and a file behind `=`."""
+    from deployments.cli import picture
+
+    name, _, path = text.partition("=")
+    return {"name": name} | (
+        {"image": picture.data_url(picture.read_picture(Path(path)))} if path else {}
+    )
 
 
 def lora_entry(text: str) -> dict[str, Any]:

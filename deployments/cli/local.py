@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from configs.settings import Settings
     from pipelines.components import Components
 
+_REMOTE = ("controlnet", "ip_adapter", "translate")
+"""Fields that only a server knows what to do with."""
 STOP_S = 3.0
 """Ctrl-C is answered within this, though a step of a large picture may take longer."""
 
@@ -39,6 +41,9 @@ def draw(
 ) -> list[bytes]:
     """Encoded pictures of the native API's fields, those that are pictures apart."""
     settings = load_settings(config)
+    if remote := [field for field in _REMOTE if field in fields]:
+        option = remote[0].replace("_", "-")
+        raise CliFault(f"--{option} needs a server: leave out --local", ExitCode.USAGE)
     asked = dict(fields)
     asked.pop("priority", None)  # nobody else is waiting
     name = asked.pop("model", settings.default_model)

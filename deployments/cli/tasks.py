@@ -1,4 +1,4 @@
-"""`daguerre tasks`, `cancel`, `pause` and `resume`."""
+"""`daguerre tasks`, `cancel`, `pause`, `resume` and `retry`."""
 
 from __future__ import annotations
 
@@ -98,6 +98,21 @@ def resume(
     """
     with faults_as_messages(), connected(url, api_key) as client:
         _each(task_ids, client.resume, "resumed")
+
+
+def retry(
+    task_ids: TaskIds,
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
+) -> None:
+    """Draw tasks that failed or were canceled once more, and print the new ones.
+
+    Example:
+
+        daguerre retry 550e8400-e29b-41d4-a716-446655440000
+    """
+    with faults_as_messages(), connected(url, api_key) as client:
+        _each(task_ids, client.retry, "retried")
 
 
 def _each(task_ids: list[str], change: Callable[[str], RemoteTask], done: str) -> None:

@@ -12,6 +12,8 @@ from deployments.tasks.argument import digest
 from deployments.tasks.script import Script
 
 HURRY_TTL_S = 60.0
+HOLD_TTL_S = 30.0
+"""So long a call of a replica that was killed is told of."""
 
 
 class CallerStore:
@@ -47,6 +49,26 @@ class CallerStore:
         """Whether `hurry` was asked for within HURRY_TTL_S."""
         async with self._errors():
             return bool(await self._commands.exists(self._key(f"hurry:{task_id}")))
+
+    async def hold(self, owner: str, call: str, share: float) -> None:
+        """A call of several tasks goes on, so much of it done; for HOLD_TTL_S, if not repeated."""
+        key = self._key(f"calls:{owner}")
+        async with self._errors(), self._commands.pipeline() as both:
+            both.hset(key, call, repr(share))
+            both.pexpire(key, int(HOLD_TTL_S * 1000))
+            await both.execute()
+
+    async def let_go(self, owner: str, call: str) -> None:
+        """It is answered."""
+        async with self._errors():
+            await self._commands.hdel(self._key(f"calls:{owner}"), call)
+
+    async def held(self, owner: str) -> dict[str, float]:
+        """Calls that go on, and how much of each is done."""
+        async with self._errors():
+            found = await self._commands.hgetall(self._key(f"calls:{owner}"))
+        shares = cast("dict[bytes, bytes]", found)
+        return {call.decode(): float(share) for call, share in shares.items()}
 
     async def task_id(self, owner: str, idempotency_key: str) -> str | None:
         """The task that was made with the key."""

@@ -14,3 +14,5 @@ class EnhanceOrder(Frozen):
     pictures: tuple[str, ...] = Field(min_length=1, description="Object keys.")
     num_images: int = Field(ge=1, description="How many.")
     work: Enhancement
+    client_id: str | None = Field(None, description="What its caller calls it.")
+    client_span: tuple[float, float] = Field((0.0, 1.0), description="Its share of the call.")

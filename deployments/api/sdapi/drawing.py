@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import secrets
@@ -28,9 +29,12 @@ from deployments.api.sdapi.support import check_supported
 from deployments.api.sdapi.wanted import Wanted, wanted_of
 from deployments.api.services import Services
 from deployments.api.submission import Submission
+from deployments.tasks.caller import HOLD_TTL_S
+from deployments.tasks.errors import StoreUnavailable
 from deployments.tasks.image import ImageOrder
 from deployments.tasks.model import Status, Task
 from deployments.tasks.webui import Caller, Metadata
+from pipelines.enhancement import Enhancement
 from pipelines.errors import InvalidRequest
 from pipelines.images import decode_image
 
@@ -128,6 +132,8 @@ class Drawing:
         self._key = body.force_task_id or None
         self._id = body.force_task_id or f"task({kind_of(body)}-{secrets.token_hex(4)})"
         self._room = asyncio.Semaphore(MAX_AT_ONCE)
+        self._share = 0.0
+        self._told: asyncio.Task[None] | None = None
 
     @property
     def settings(self) -> Settings:
@@ -167,14 +173,71 @@ class Drawing:
         async with self._room:
             if self.interrupted:
                 return []
+            await self._begin(span)
             caller = Caller(metadata or metadata_of(wanted), self._id, span)
             submission = submission_of(wanted, sent, self.settings)
             new = self._keyed(replace(submission, caller=caller))
             task = await self._calls.outcome(new, self._owner)
+            await self._done(span)
         canceled = task.status is Status.CANCELED
         if canceled or await self.services.store.callers.hurried(task.id):
             self.interrupted = True
         return await self._drawn(wanted, task if canceled else succeeded(task))
+
+    async def enhanced(self, file: bytes, work: Enhancement, span: Span) -> bytes | None:
+        """The picture as networks make it, a PNG file; None once its caller has interrupted.
+
+        Raises TaskFailed, and as `BlockingCalls.follow` and the object store.
+        """
+        key = None
+        if self._key is not None:
+            parts = [work, hashlib.sha256(file).hexdigest(), span]
+            key = f"{KEY_PREFIX}{self._key}:{hashlib.sha256(repr(parts).encode()).hexdigest()[:32]}"
+        async with self._room:
+            if self.interrupted:
+                return None
+            await self._begin(span)
+            submit, caller = self.services.enhancing.submit, Caller(None, self._id, span)
+            with await self._calls.follow(
+                lambda: submit([file], work, self._owner, caller, key),
+                self._owner,
+                comes_back=key is not None,
+            ) as call:
+                task = await call.finished()
+            await self._done(span)
+        if task.status is Status.CANCELED:
+            self.interrupted = True
+            return None
+        return await self.services.objects.get(succeeded(task).outputs[0].key)
+
+    async def _begin(self, span: Span) -> None:
+        """Of several tasks: from the first on `progress` tells of the call until `close`."""
+        if span != ALL and self._told is None:
+            await self._tell()
+            self._told = asyncio.create_task(self._keep_telling())
+
+    async def _done(self, span: Span) -> None:
+        self._share = max(self._share, span.end)
+        if self._told is not None:
+            await self._tell()
+
+    async def _tell(self) -> None:
+        with contextlib.suppress(StoreUnavailable):  # only progress is the poorer
+            await self.services.store.callers.hold(self._owner, self._id, self._share)
+
+    async def _keep_telling(self) -> None:
+        while True:
+            await asyncio.sleep(HOLD_TTL_S / 3)
+            await self._tell()
+
+    async def close(self) -> None:
+        """The call is answered, or its caller has gone."""
+        if self._told is None:
+            return
+        self._told.cancel()
+        await asyncio.gather(self._told, return_exceptions=True)
+        with contextlib.suppress(StoreUnavailable):
+            await self.services.store.callers.let_go(self._owner, self._id)
 
     def _keyed(self, new: Submission) -> Submission:
         """One that a call that is sent again by its id finds again."""

@@ -136,6 +136,10 @@ def _of_size(wanted: Wanted, body: Txt2ImgBody, settings: Settings) -> Iterator[
             yield name, f"0 to {limits.max_side_px}", given
     width, height = hires_target(wanted, body)
     sides = MIN_SIDE_PX <= min(width, height) <= max(width, height) <= limits.max_side_px
+    across, down = hires_enlarged(wanted, body).enlarged
+    if across * down > limits.max_input_pixels:
+        must = f"such that the enlarged picture has at most {limits.max_input_pixels} pixels"
+        yield "hr_resize_x", must, f"{across} x {down}"
     if not sides or width * height > limits.max_pixels:
         named = [name for name in ("hr_resize_x", "hr_resize_y") if wanted.given(name)]
         must = (

@@ -67,9 +67,7 @@ class Jobs:
         return [*await self._of(Status.QUEUED), *await self._of(Status.SCHEDULED)]
 
     async def _of(self, status: Status) -> list[Task]:
-        page = await self.services.store.list(
-            owner=self.owner, status=status, kind=Kind.IMAGE, limit=MAX_JOBS
-        )
+        page = await self.services.store.list(owner=self.owner, status=status, limit=MAX_JOBS)
         return [task for task in page.tasks if client_id(task)]
 
     async def find(self, id_task: str | None) -> Task | None:
@@ -100,11 +98,24 @@ class Jobs:
                 await self._end(each)
 
     async def _end(self, task: Task) -> None:
-        if task.status is Status.RUNNING:
+        if task.status is Status.RUNNING and task.kind is Kind.IMAGE:
             await self.services.store.callers.hurry(task.id)
             return
         with contextlib.suppress(AlreadyEnded, TaskNotFound):
             await self.services.cancel(task.id, self.owner)
+
+    async def between(self, id_task: str | None) -> dict[str, Any]:
+        """As `progress` tells it while a call has no task: idle, or between two of its tasks."""
+        share = await self._share(id_task)
+        if share is None:
+            return IDLE
+        state = IDLE_STATE | {"job": "scripts", "job_count": 1}
+        return IDLE | {"progress": max(LEAST_PROGRESS, share), "state": state}
+
+    async def _share(self, id_task: str | None) -> float | None:
+        """How much is done of the call of that id, or of the furthest; None where there is none."""
+        held = await self.services.store.callers.held(self.owner)
+        return max(held.values(), default=None) if id_task is None else held.get(id_task)
 
     async def progress(self, task: Task, *, with_image: bool) -> dict[str, Any]:
         """As `progress` tells it."""
@@ -123,7 +134,8 @@ class Jobs:
         task = await self.find(body.id_task)
         answer = INTERNAL | {"id_live_preview": body.id_live_preview}
         if task is None:
-            return answer
+            share = await self._share(body.id_task)
+            return answer if share is None else answer | {"active": True, "progress": share}
         text, eta_s = await self._waits(task)
         answer |= {
             "active": task.status is Status.RUNNING,

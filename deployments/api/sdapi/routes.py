@@ -61,7 +61,10 @@ async def _drawn(
 ) -> dict[str, Any]:
     stored = await services.store.callers.options(owner)
     drawing = Drawing(body, services, calls, owner, stored, await read_cards(services))
-    return await told(await calls.attended(request, answer_of(drawing, body)))
+    try:
+        return await told(await calls.attended(request, answer_of(drawing, body)))
+    finally:
+        await drawing.close()
 
 
 @router.post("/extra-single-image", summary="Enlarge a picture", responses=examples.ENLARGED)
@@ -105,7 +108,7 @@ async def progress(
     """Of your own jobs alone; 0 and a `job_count` of 0 where there is none."""
     task = await jobs.find(id_task)
     if task is None:
-        return job.IDLE
+        return await jobs.between(id_task)
     return await jobs.progress(task, with_image=not skip_current_image)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from PIL import Image
 
 from deployments.api.sdapi.drawing import Drawing, Drawn, Span
+from deployments.api.sdapi.extras import takes_network
 from deployments.api.sdapi.hires import (
     apart,
     hires_body,
@@ -21,11 +22,12 @@ from deployments.api.sdapi.picture import png_file
 from deployments.api.sdapi.schema import GenerationBody, Img2ImgBody, Txt2ImgBody
 from deployments.api.sdapi.submission import Sent, metadata_of
 from deployments.api.sdapi.wanted import Wanted
-from pipelines.errors import InvalidRequest
-from pipelines.upscaler.catalogue import NO_UPSCALER, RESAMPLERS
+from pipelines.enhancement import Enhancement
+from pipelines.upscaler.catalogue import RESAMPLERS
+from pipelines.upscaler.target import ToSize
 from pipelines.webui.resize import LATENT as LATENT_MODE
 from pipelines.webui.resize import STRETCH, lanczos
-from pipelines.webui.upscale import LATENT, LATENT_UPSCALERS
+from pipelines.webui.upscale import LATENT, LATENT_UPSCALERS, HiresSize
 
 
 def drawn_on(wanted: Wanted, drawn: Drawn, **fields: Any) -> Wanted:
@@ -83,24 +85,34 @@ async def _second(drawing: Drawing, wanted: Wanted, first: Drawn, span: Span) ->
         steps_before=steps,
         guides=wanted.guides.later,
     )
-    init = await drawing.services.decode(lambda: _enlarged(file, wanted, body))
-    drawn = await drawing.task(again, Sent((init,)), span, first.telling())
+    init, rest = await _enlarged(drawing, wanted, body, file, span)
+    if init is None:
+        return first
+    drawn = await drawing.task(again, Sent((init,)), rest, first.telling())
     return first.drawn_on(drawn[0]) if drawn else first
 
 
-def _enlarged(file: bytes, wanted: Wanted, body: Txt2ImgBody) -> bytes:
-    """What the second pass begins with: enlarged and cut; only cut, where its latents will be."""
+async def _enlarged(
+    drawing: Drawing, wanted: Wanted, body: Txt2ImgBody, file: bytes, span: Span
+) -> tuple[bytes | None, Span]:
+    """What the second pass begins with, None once the caller has interrupted, and its span."""
+    name, size = body.hr_upscaler or LATENT, hires_enlarged(wanted, body)
+    work = Enhancement(ToSize(*size.enlarged, crop=False), upscaler=name)
+    made: bytes | None = file
+    if takes_network(work, drawing.settings):
+        made = await drawing.enhanced(file, work, span.part(0, 2))
+        span = span.part(1, 2)
+    if made is None:
+        return None, span
+    given = made
+    return await drawing.services.decode(lambda: _fitted(given, name, size)), span
+
+
+def _fitted(file: bytes, name: str, size: HiresSize) -> bytes:
+    """Enlarged, if it is not yet, and cut; only cut, where its latents will be enlarged."""
     image: Image.Image = Image.open(io.BytesIO(file))
-    size = hires_enlarged(wanted, body)
     width, height = size.enlarged
-    name = body.hr_upscaler or LATENT
-    if name not in LATENT_UPSCALERS:
-        if name not in (NO_UPSCALER, *RESAMPLERS):  # it would take minutes of this process
-            raise InvalidRequest(
-                "hr_upscaler",
-                f"hr_upscaler must not be a network where the second pass has a checkpoint or "
-                f"guides of its own, given {name!r}",
-            )
+    if name not in LATENT_UPSCALERS and image.size != size.enlarged:
         image = RESAMPLERS.get(name, lanczos)(image, width, height)
     across, down = image.width * size.width // width, image.height * size.height // height
     left, top = (image.width - across) // 2, (image.height - down) // 2

@@ -17,7 +17,11 @@ PNG = base64.b64decode(
     "gg=="
 )
 
-CHANGES = {"pause": ("pending", "paused"), "resume": ("paused", "pending")}
+CHANGES = {
+    "pause": ("pending", "paused"),
+    "resume": ("paused", "pending"),
+    "retry": ("failed", "pending"),
+}
 
 
 class ScriptedServer(ThreadingHTTPServer):
@@ -45,6 +49,7 @@ class ScriptedServer(ThreadingHTTPServer):
         self.by_key: dict[str, str] = {}
         self.bodies: list[dict[str, Any]] = []
         self.loras: list[dict[str, Any]] = []
+        self.schedules: list[dict[str, Any]] = []
         self.forms: list[bytes] = []
 
     def view(self, task_id: str) -> dict[str, Any]:
@@ -80,6 +85,8 @@ class Handler(BaseHTTPRequestHandler):
         elif parts == ["api", "v1", "tasks"]:
             found = [self.server.view(each) for each in reversed(self.server.tasks)]
             self._answer(200, {"tasks": found, "next_cursor": None})
+        elif parts == ["api", "v1", "schedules"]:
+            self._answer(200, {"schedules": self.server.schedules})
         elif parts == ["api", "v1", "loras"]:
             self._answer(200, {"loras": self.server.loras, "next_cursor": None})
         elif parts[3] not in self.server.tasks:
@@ -94,6 +101,10 @@ class Handler(BaseHTTPRequestHandler):
         *_, task_id, verb = self.path.split("/")
         if verb in CHANGES:
             self._change(task_id, *CHANGES[verb])
+            return
+        if self.path.endswith("/schedules"):
+            self.server.bodies.append(json.loads(content))
+            self._answer(200, {"id": "schedule-1"})
             return
         if self.path.endswith("/loras/import"):
             self.server.forms.append(content)
@@ -133,8 +144,19 @@ class Handler(BaseHTTPRequestHandler):
             task["status"] = new
             self._answer(200, self.server.view(task_id))
 
+    def do_PATCH(self) -> None:
+        content = self.rfile.read(int(self.headers.get("content-length", "0")))
+        schedule_id = self.path.rsplit("/", 1)[-1]
+        (schedule,) = [each for each in self.server.schedules if each["id"] == schedule_id]
+        schedule |= json.loads(content)
+        self._answer(200, schedule)
+
     def do_DELETE(self) -> None:
         task_id = self.path.rsplit("/", 1)[-1]
+        if "/schedules/" in self.path:
+            self.server.schedules = [s for s in self.server.schedules if s["id"] != task_id]
+            self._answer(200, {"id": task_id})
+            return
         task = self.server.tasks.get(task_id)
         kept = [lora for lora in self.server.loras if lora["id"] != task_id]
         if len(kept) < len(self.server.loras):

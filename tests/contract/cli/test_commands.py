@@ -236,3 +236,45 @@ def test_help_and_version_answer_without_loading_anything_heavy() -> None:
         "assert not heavy, heavy\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_generate_sends_pictures_that_guide_and_asks_for_translation(
+    run: Run, server: Any, picture: bytes
+) -> None:
+    Path("edges.png").write_bytes(picture)
+    words = ("--controlnet", "canny=edges.png", "--controlnet", "depth", "--translate")
+    assert run("generate", "x", *words, "--ip-adapter", "oil=edges.png").exit_code == 0
+    (body,) = server.bodies
+    first, second = body["controlnet"]
+    assert (first["name"], second) == ("canny", {"name": "depth"})
+    assert first["image"].startswith("data:image/png;base64,iVBOR")
+    assert body["ip_adapter"] == [first | {"name": "oil"}]
+    assert body["translate"] is True
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--controlnet", "canny=none.png"), "none.png cannot be read"),
+        (("--controlnet", "canny", "--local"), "--controlnet needs a server"),
+        (("--ip-adapter", "oil", "--local"), "--ip-adapter needs a server"),
+        (("--translate", "--local"), "--translate needs a server"),
+    ],
+)
+def test_pictures_that_cannot_guide_exit_with_2(
+    run: Run, server: Any, words: tuple[str, ...], told: str
+) -> None:
+    result = run("generate", "x", *words)
+    assert (result.exit_code, told in result.stderr) == (2, True), result.output
+    assert server.bodies == []
+
+
+def test_tasks_are_retried_and_what_cannot_be_is_told(run: Run, server: Any) -> None:
+    server.tasks |= {
+        "a": {"status": "failed", "prompt": "", "num_images": 1},
+        "b": {"status": "completed", "prompt": "", "num_images": 1},
+    }
+    result = run("retry", "a", "b", "none")
+    assert (result.exit_code, result.stdout) == (1, "a pending\n")
+    assert "b: The task is completed, not failed" in result.stderr
+    assert "none: no such task" in result.stderr

@@ -9,22 +9,28 @@ from typing import Annotated, Any
 from PIL import Image
 from pydantic import Field
 
+from configs.settings import Settings
 from deployments.api.errors import shown
 from deployments.api.sdapi.answer import Answer, with_grid
 from deployments.api.sdapi.coercion import Float, Int, Str
 from deployments.api.sdapi.drawing import ALL, Drawing, Drawn, Span
+from deployments.api.sdapi.extras import takes_network
 from deployments.api.sdapi.generation import generated
 from deployments.api.sdapi.picture import png_file
 from deployments.api.sdapi.schema import GenerationBody
 from deployments.api.sdapi.scripts.argument import Arguments
 from deployments.api.sdapi.scripts.sheet import ONE
 from deployments.api.sdapi.submission import Sent, sent_of
+from pipelines.enhancement import Enhancement
 from pipelines.errors import InvalidRequest
 from pipelines.images import decode_image
-from pipelines.upscaler.catalogue import NO_UPSCALER, RESAMPLERS
+from pipelines.upscaler.catalogue import BUILT_IN, NO_UPSCALER, Upscalers, upscaler_names
 from pipelines.upscaler.target import ByFactor
 from pipelines.webui.region import Region
 from pipelines.webui.tile import join_tiles, tile_regions
+
+_NETWORK_SHARE = 0.2
+"""Of a call's progress."""
 
 
 class EnlargeArguments(Arguments):
@@ -33,7 +39,7 @@ class EnlargeArguments(Arguments):
     upscaler: Int | Str = Field(
         NO_UPSCALER,
         title="Upscaler",
-        examples=[NO_UPSCALER, *RESAMPLERS],
+        examples=[NO_UPSCALER, *BUILT_IN],
         union_mode="left_to_right",
     )
     scale: Annotated[Float, Field(ge=1, le=4)] = Field(2.0, title="Scale Factor")
@@ -42,7 +48,7 @@ class EnlargeArguments(Arguments):
 async def sd_upscale(drawing: Drawing, body: GenerationBody, args: list[Any]) -> Answer:
     """`n_iter` pictures of so many times the sides. Raises InvalidRequest."""
     arguments = EnlargeArguments.read(args)
-    upscaler = _upscaler(arguments.upscaler)
+    upscaler = _upscaler(arguments.upscaler, drawing.settings)
     asked = drawing.wanted(body)
     body = drawing.fixed(asked.body)
     sent = await sent_of(asked, drawing.services)
@@ -54,15 +60,19 @@ async def sd_upscale(drawing: Drawing, body: GenerationBody, args: list[Any]) ->
             "script_args",
             f"the overlap must be at most half of width and height, given {arguments.overlap}",
         )
-    image = await _enlarged(drawing, sent.inits[0], upscaler, arguments.scale)
-    regions = tile_regions(*image.size, width, height, arguments.overlap)
+    work = Enhancement(ByFactor(arguments.scale), upscaler=upscaler)
+    size = await _size(drawing, sent.inits[0], work)
+    regions = tile_regions(*size, width, height, arguments.overlap)
     count = len(regions) * body.given("n_iter")
     drawing.check_size("script_args", count, count * width * height)
     drawn: list[Drawn] = []
+    image, all_ = await _enlarged(drawing, sent.inits[0], work)
+    if image is None:
+        return await with_grid(asked, drawn, drawing.services)
     for number in range(body.given("n_iter")):
         seed = body.given("seed") + number
         wanted = body.model_copy(update={"seed": seed})
-        span = ALL.part(number, body.given("n_iter"))
+        span = all_.part(number, body.given("n_iter"))
         tiles = await _tiles(drawing, wanted, image, regions, span)
         if any(tile is None or tile.file is None for tile in tiles):
             break
@@ -73,9 +83,9 @@ async def sd_upscale(drawing: Drawing, body: GenerationBody, args: list[Any]) ->
     return await with_grid(asked, drawn, drawing.services)
 
 
-def _upscaler(given: int | str) -> str:
+def _upscaler(given: int | str, settings: Settings) -> str:
     """By name, or by its place in the list. Raises InvalidRequest."""
-    names = (NO_UPSCALER, *RESAMPLERS)
+    names = (NO_UPSCALER, *upscaler_names(settings.upscalers))
     if isinstance(given, int) and 0 <= given < len(names):
         return names[given]
     if given in names:
@@ -85,23 +95,34 @@ def _upscaler(given: int | str) -> str:
     )
 
 
-async def _enlarged(drawing: Drawing, file: bytes, upscaler: str, scale: float) -> Image.Image:
+async def _size(drawing: Drawing, file: bytes, work: Enhancement) -> tuple[int, int]:
+    """Of the enlarged picture. Raises InvalidImage, and InvalidRequest where that is too large."""
     most = drawing.settings.limits.max_input_pixels
-    target = ByFactor(scale)
+    image = await drawing.services.decode(
+        lambda: decode_image(file, field="init_images", max_pixels=most)
+    )
+    width, height = work.size(*image.size)
+    if width * height > most:
+        raise InvalidRequest(
+            "script_args", f"the picture may have at most {most} pixels, given {width} x {height}"
+        )
+    return width, height
 
-    def enlarge() -> Image.Image:
-        image = decode_image(file, field="init_images", max_pixels=most)
-        if upscaler == NO_UPSCALER:
-            return image
-        width, height = target.size(*image.size)
-        if width * height > most:
-            raise InvalidRequest(
-                "script_args",
-                f"the picture may have at most {most} pixels, given {width} x {height}",
-            )
-        return target.apply(image, RESAMPLERS[upscaler])
 
-    return await drawing.services.decode(enlarge)
+async def _enlarged(
+    drawing: Drawing, file: bytes, work: Enhancement
+) -> tuple[Image.Image | None, Span]:
+    """The picture, None once the caller has interrupted, and what is left of the call's work."""
+    most, rest = drawing.settings.limits.max_input_pixels, ALL
+    if takes_network(work, drawing.settings):
+        made = await drawing.enhanced(file, work, Span(0.0, _NETWORK_SHARE))
+        if made is None:
+            return None, ALL
+        file, work, rest = made, Enhancement(work.target), Span(_NETWORK_SHARE, 1.0)
+    image = await drawing.services.decode(
+        lambda: work.apply(decode_image(file, field="init_images", max_pixels=most), Upscalers())
+    )
+    return image, rest
 
 
 async def _tiles(

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from deployments.api.sdapi.picture import png_file
 from deployments.pictures import encoded_picture
+from deployments.tasks.enhancement import EnhanceOrder
 from deployments.tasks.image import ImageJob
-from deployments.tasks.model import Output
+from deployments.tasks.model import Kind, Output
+from pipelines.upscaler.catalogue import Upscalers
 
 VECTORS = Path(__file__).parents[3] / "unit" / "pipelines" / "webui" / "vectors.json"
 PATIENCE_S = 60.0
@@ -76,6 +82,9 @@ class WebUi:
     async def finish(self, claimed: Any, count: int | None = None) -> None:
         """End a claimed task as a Generator does, with its first `count` pictures."""
         self.order = claimed.task.input
+        if claimed.task.kind is Kind.ENHANCE:
+            await self._enhance(claimed)
+            return
         job = ImageJob.from_input(claimed.task.input, default_size=64)
         outputs = []
         for index, request in enumerate(job.requests("")[:count]):
@@ -85,6 +94,17 @@ class WebUi:
             key = f"results/{claimed.task.id}/{claimed.claim.fence}/{index}.{job.output_format}"
             await self.api.services.objects.put(key, data, kind)
             outputs.append(Output(key=key, content_type=kind, seed=job.seed + index))
+        assert await self.api.services.store.succeed(claimed.claim, outputs)
+
+    async def _enhance(self, claimed: Any) -> None:
+        """Without a network: each pixel of the pictures grows."""
+        order, outputs = EnhanceOrder.model_validate(claimed.task.input), []
+        work, objects = replace(order.work, upscaler="Nearest"), self.api.services.objects
+        for index, key in enumerate(order.pictures):
+            image = work.apply(Image.open(io.BytesIO(await objects.get(key))), Upscalers())
+            made = f"results/{claimed.task.id}/{claimed.claim.fence}/{index}.png"
+            await objects.put(made, png_file(image), "image/png")
+            outputs.append(Output(key=made, content_type="image/png"))
         assert await self.api.services.store.succeed(claimed.claim, outputs)
 
 

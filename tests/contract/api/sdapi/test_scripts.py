@@ -293,3 +293,67 @@ async def test_a_picture_without_faces_is_left_as_it_is(webui):
     answer, orders = await drawn(webui, "txt2img", **SMALL, alwayson_scripts=scripts)
     assert len(orders) == 1
     assert answer["images"] == plain["images"]
+
+
+NETWORK = {"init_images": [file()], "script_name": "SD upscale"}
+
+
+@pytest.mark.parametrize("upscaler", ["4x-Sharp", 5, "R-ESRGAN 4x+"])
+async def test_a_network_enlarges_before_the_tiles_are_drawn(open_api, connect, upscaler):
+    webui = connect(await open_api(upscalers={"4x-Sharp": "sharp.pth"}))
+    body = SMALL | NETWORK | {"script_args": ["", 8, upscaler, 2]}
+    answer, (first, *tiles) = await drawn(webui, "img2img", **body, force_task_id="big")
+    name = "4x-Sharp" if upscaler == 5 else upscaler
+    assert (first["work"]["upscaler"], first["work"]["target"]) == (name, {"factor": 2})
+    assert len(tiles) == 9
+    assert [opened(image).size for image in answer["images"]] == [(128, 128)]
+    assert f"SD upscale upscaler: {name}" in json.loads(answer["info"])["infotexts"][0]
+    again = await webui.posted("img2img", **body, force_task_id="big")
+    assert again["images"] == answer["images"]
+
+
+async def test_what_a_network_cannot_enlarge_is_refused_before_it_is_queued(open_api, connect):
+    webui = connect(await open_api(limits={"max_input_pixels": 64 * 64 * 4}))
+    body = SMALL | NETWORK | {"script_args": ["", 8, "R-ESRGAN 4x+", 4]}
+    assert await webui.refusal("img2img", **body) == (422, "script_args")
+    assert (await webui.api.http.get("/api/v1/tasks")).json()["tasks"] == []
+
+
+async def test_an_interrupt_ends_a_call_whose_picture_is_being_enlarged(webui):
+    body = SMALL | NETWORK | {"script_args": ["", 8, "R-ESRGAN 4x+", 2]}
+    call, claimed = await webui.begin("img2img", **body)
+    assert (await webui.get("progress"))["state"]["job_count"] == 1
+    await webui.api.http.post("/sdapi/v1/interrupt")
+    answer = await call
+    assert (answer.status_code, answer.json()["images"]) == (200, [])
+    assert (await webui.api.task(claimed.task.id))["status"] == "canceled"
+
+
+async def test_a_call_of_several_tasks_is_running_until_it_is_answered(webui):
+    body = SMALL | {"init_images": [file()], "script_name": "Loopback", "script_args": [3]}
+    call, claimed = await webui.begin("img2img", **body, force_task_id="rounds")
+    for number in range(3):
+        before = await webui.get("progress")
+        assert before["progress"] >= number / 3
+        await webui.finish(claimed)
+        while number < 2 and not (claims := await webui.claim()):
+            now = await webui.get("progress", id_task="rounds")
+            assert (now["state"]["job_count"], now["progress"] > 0) == (1, True)
+        (claimed,) = claims
+    await call
+    assert (await webui.get("progress"))["state"]["job_count"] == 0
+
+
+async def test_between_two_tasks_of_a_call_its_caller_is_told_how_much_is_done(webui):
+    store = webui.api.services.store
+    await webui.draw("txt2img", **SMALL)
+    owner = (await store.list(owner=None)).tasks[0].owner
+    await store.callers.hold(owner, "mine", 0.25)
+    told = await webui.get("progress", id_task="mine")
+    assert (told["progress"], told["state"]["job_count"]) == (0.25, 1)
+    assert (await webui.get("progress"))["progress"] == 0.25
+    assert (await webui.get("progress", id_task="other"))["progress"] == 0
+    internal = await webui.api.http.post("/internal/progress", json={"id_task": "mine"})
+    assert (internal.json()["active"], internal.json()["progress"]) == (True, 0.25)
+    await store.callers.let_go(owner, "mine")
+    assert (await webui.get("progress"))["progress"] == 0

@@ -76,3 +76,14 @@ async def test_the_infotext_of_such_a_picture_asks_for_it_again(webui):
         first.input["webui"],
         second.input["webui"],
     )
+
+
+async def test_a_network_enlarges_between_the_passes(webui):
+    body = HIRES | {"hr_upscaler": "R-ESRGAN 4x+", "hr_resize_x": 128, "hr_resize_y": 192}
+    _, (first, network, second) = await drawn(webui, **body)
+    assert [task.queue for task in (first, network, second)] == ["first", "first", "second"]
+    assert network.input["work"]["upscaler"] == "R-ESRGAN 4x+"
+    begin = await webui.api.services.objects.get(second.input["init_image_key"])
+    assert Image.open(io.BytesIO(begin)).size == (128, 192)
+    refused = await webui.refusal("txt2img", **HIRES, hr_upscaler="9x-Unknown")
+    assert refused == (422, "hr_upscaler")
