@@ -321,6 +321,27 @@ async def test_a_portrait_that_never_ends_well_tells_at_which_stage(
     assert done.error.message == "the portrait ended unexpectedly at: fuse before"
 
 
+async def test_a_network_enhances_where_the_generator_is(
+    settings: Settings, redis_url: str, order: Submit, store: TaskStore
+) -> None:
+    asked: list[tuple[str, str]] = []
+
+    async def draw(model: str, request: ImageRequest, loras: Any) -> np.ndarray:
+        raise AssertionError("nobody draws a photo here")
+
+    async def enlarge(model: str, upscaler: str, picture: np.ndarray) -> np.ndarray:
+        asked.append((model, upscaler))
+        return picture.repeat(4, 0).repeat(4, 1)
+
+    upscaler = settings.portraits.model_copy(update={"upscaler": "R-ESRGAN 4x+"})
+    given = settings.model_copy(update={"portraits": upscaler})
+    worker = Portraits(given, redis_url=redis_url, draw=draw, enlarge=enlarge)
+    done = await ended(store, await order())
+    await worker.drain()
+    assert done.status is Status.SUCCEEDED, done.error
+    assert asked == [("embedded", "R-ESRGAN 4x+")]
+
+
 async def test_a_template_that_nothing_here_draws_is_asked_for(
     start: Start, order: Submit, store: TaskStore
 ) -> None:
