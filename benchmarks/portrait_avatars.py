@@ -46,7 +46,9 @@ from training.lora.source import Example
 WORD = "zorblax"  # unknown to the tokenizer
 PHOTOS = 8
 OF_SUBJECT = ("skin", "hair_colour", "glasses")
-OF_TEMPLATE = ("background", "clothes_colour", "clothes", "expression")
+OF_TEMPLATE = ("background", "clothes_colour", "clothes")
+WITHOUT_GOAL = ("expression",)
+"""Of the template: in drawings whole heads are put in, with the face of the best photo."""
 GOAL = 0.9
 """Of what is asked of each goal."""
 STILL = 0.08
@@ -221,7 +223,7 @@ def goals(made: Sequence[Made], found: Score) -> list[Goal]:
     return [
         ("photos are found fit", photos, PHOTOS * len(made)),
         ("the subject's skin, hair colour, glasses", *_right(found, OF_SUBJECT)),
-        ("the template's background, clothes, expression", *_right(found, OF_TEMPLATE)),
+        ("the template's background and clothes", *_right(found, OF_TEMPLATE)),
         ("the template's pose", still, len(made)),
     ]
 
@@ -234,7 +236,10 @@ def report(wanted: Sequence[Goal], found: Score) -> str:
     lines = ["| part | right | measured |", "|---|---|---|"]
     lines += [
         f"| {whose} {part.replace('_', ' ')} | {found.right[part]} | {found.measured[part]} |"
-        for whose, parts in (("subject's", OF_SUBJECT), ("template's", OF_TEMPLATE))
+        for whose, parts in (
+            ("subject's", OF_SUBJECT),
+            ("template's", (*OF_TEMPLATE, *WITHOUT_GOAL)),
+        )
         for part in parts
     ]
     lines += ["", f"| goal: {GOAL:.0%} of | reached | of |", "|---|---|---|"]
@@ -259,7 +264,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--identities", type=int, default=10, help="people")
     parser.add_argument("--folder", type=Path, default=Path("pipelines/embedded"))
-    parser.add_argument("--lora-steps", type=int, default=300)
+    parser.add_argument("--lora-steps", type=int, default=100)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
