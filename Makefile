@@ -12,9 +12,9 @@ setup: ## make .venv with everything pinned; does nothing when it is up to date
 demo: setup ## start everything, draw one picture into out/, stop
 	@$(VENV)/daguerre demo
 
-demo-portrait: setup ## train on ten avatars, put each into another's picture: out/avatars.png
+demo-portrait: setup ## photo check, training, portrait over HTTP, of two avatars: out/avatars.png
 	@mkdir -p out
-	$(VENV)/python -m benchmarks.portrait_avatars --sheet out/avatars.png
+	$(VENV)/python -m benchmarks.portrait_avatars --identities 2 --sheet out/avatars.png
 
 up: setup ## serve until Ctrl-C
 	@$(VENV)/daguerre up

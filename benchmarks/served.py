@@ -66,7 +66,9 @@ def train(client: httpx.Client, name: str, examples: Sequence[Example], **job: A
     """The id of a training's task."""
     files = [("pictures", (example.name, example.data)) for example in examples]
     for example in examples:
-        caption = (example.caption or "").encode()
+        if example.caption is None:
+            continue
+        caption = example.caption.encode()
         files.append(("pictures", (str(Path(example.name).with_suffix(".txt")), caption)))
     form = {"name": name, "job": json.dumps(job)}
     answer = client.post("/api/v1/loras", data=form, files=files)

@@ -14,6 +14,12 @@ class PortraitSettings(Section):
     model: ModelName | None = Field(
         None, description="Whose Generator repaints where a request says none; None: the first."
     )
+    upscaler: str | None = Field(
+        None,
+        description="The network that enhances portraits: `R-ESRGAN 4x+`, `R-ESRGAN 4x+ Anime6B` "
+        "or one of `upscalers`. It runs on the device of the model that repaints: minutes a "
+        "megapixel on a CPU. None: without one.",
+    )
     concurrency: int = Field(1, ge=1, description="Portraits that one worker makes at once.")
     num_cpus: float = Field(0.25, ge=0, description="Of one worker, to be placed by.")
     max_replicas: int = Field(1, ge=1, description="Workers; more are started as the queue grows.")

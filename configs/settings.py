@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     Field,
@@ -34,6 +34,7 @@ from configs.portraits import FaceSettings, PortraitSettings
 from configs.section import HostPort, ModelName, Section, WebAddress
 from configs.training import TrainingSettings
 from configs.translation import TranslationSettings
+from configs.upscaler import PackagedUpscaler
 
 STYLES_FILE = Path(__file__).resolve().parent / "styles.csv"
 
@@ -281,6 +282,12 @@ class Settings(BaseSettings):
                 raise ValueError(
                     f"{field} is {model}, which is none of models: {', '.join(self.models)}"
                 )
+        networks = (*get_args(PackagedUpscaler), *self.upscalers)
+        if self.portraits.upscaler not in (None, *networks):
+            raise ValueError(
+                f"portraits.upscaler is {self.portraits.upscaler!r:.100}, which is none of "
+                f"{', '.join(networks)}"
+            )
         for name, preset in self.models.items():
             for field, given, limit in _defaults_and_limits(preset):
                 if given > getattr(self.limits, limit):

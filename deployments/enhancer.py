@@ -60,6 +60,10 @@ class Enhancer:
         job.progress = Progress(step=order.num_images, steps=order.num_images)
         return outputs
 
+    async def enlarged(self, upscaler: str, picture: Picture) -> Picture:
+        """By a network's own scale. Raises ModelError, NonFiniteOutput."""
+        return await _in_thread(lambda between: self.upscalers.enlarge(upscaler, picture, between))
+
     def _enhanced(self, data: bytes, work: Enhancement, between: Callable[[], None]) -> Picture:
         image = decode_image(data, max_pixels=self._max_pixels)
         return np.asarray(work.apply(image, self.upscalers, self._restorers, between))

@@ -182,6 +182,11 @@ class Generator:
                 self._engine.cancel(here.id)
                 raise
 
+    async def enlarge(self, upscaler: str, picture: Picture) -> Picture:
+        """A picture as a network redraws it, at its own scale: what enhances portraits. Raises
+        ModelError, NonFiniteOutput."""
+        return await self._enhancer.enlarged(upscaler, picture)
+
     async def check_health(self) -> None:
         """Raises where the engine or its device is dead or wedged, or the pull loops ended."""
         if self._device_lost:

@@ -20,13 +20,15 @@ from pipelines.portrait.array import Picture
 from pipelines.portrait.base_model import BaseModel, PersonLora
 from pipelines.portrait.drawing import draw_template, with_model
 from pipelines.portrait.engine_repaint import EngineRepaint
-from pipelines.portrait.job import Detect, PortraitJob, Subject
+from pipelines.portrait.job import Detect, Enlarge, PortraitJob, Subject
 from pipelines.portrait.parameters import PortraitParameters
 
 log = get_logger(__name__)
 
 Draw = Callable[[str, ImageRequest, Sequence[OrderedLora]], Awaitable[Picture]]
 """A request as a model's Generator draws it; a LoRA's path is the key of one of those given."""
+EnlargeThere = Callable[[str, str, Picture], Awaitable[Picture]]
+"""Where a model's Generator is, by the network of that name: the picture at its scale."""
 
 _TRIES = 3
 _RETRY_S = 1.0
@@ -36,11 +38,17 @@ class GeneratorPainter:
     """Of one portrait. Belongs to the running event loop, which its verbs wait for."""
 
     def __init__(
-        self, order: PortraitOrder, model: ModelSettings, detect: Detect, draw: Draw
+        self,
+        order: PortraitOrder,
+        model: ModelSettings,
+        detect: Detect,
+        draw: Draw,
+        enlarge: Callable[[Picture], Awaitable[Picture]] | None = None,
     ) -> None:
         self._order, self._detect, self._draw = order, detect, draw
+        self._enlarge = enlarge
         self._loop = asyncio.get_running_loop()
-        self._drawing: set[Future[Picture]] = set()
+        self._waiting: set[Future[Picture]] = set()
         self._closed = False
         worn = [person.lora for person in order.people] + [order.scene]
         self._loras = [lora for lora in worn if lora is not None]
@@ -72,39 +80,56 @@ class GeneratorPainter:
         adapted = with_model(portrait, self._repaint)
         return adapted.job, adapted.notes
 
+    @property
+    def enlarge(self) -> Enlarge | None:
+        there = self._enlarge
+        return None if there is None else lambda picture: self._result(lambda: there(picture))
+
     def close(self) -> None:
-        """Nobody waits for the portrait any more: what is being drawn for it is canceled."""
+        """Nobody waits for the portrait any more: what is being made for it is canceled."""
         self._closed = True
-        for future in tuple(self._drawing):
+        for future in tuple(self._waiting):
             future.cancel()
 
     def _drawn(self, request: ImageRequest) -> Picture:
+        return self._result(lambda: self._draw(self._order.model, request, self._loras))
+
+    def _result(self, ask: Callable[[], Awaitable[Picture]]) -> Picture:
         """In a thread."""
         if self._closed:
             raise RequestCanceled("the portrait is canceled")
-        drawing = self._draw(self._order.model, request, self._loras)
-        future = asyncio.run_coroutine_threadsafe(_awaited(drawing), self._loop)
-        self._drawing.add(future)
+        future = asyncio.run_coroutine_threadsafe(_awaited(ask()), self._loop)
+        self._waiting.add(future)
         try:
             return future.result()
         finally:
-            self._drawing.discard(future)
+            self._waiting.discard(future)
 
 
-class DrawByHandle:
-    """A `Draw` by the handles of Generators, by model."""
+class ByHandle:
+    """What Generators do for portraits, by their handles by model.
+
+    Raises what the Generator raises. One that stops or dies meanwhile is no fault of the portrait:
+    another replica is asked.
+    """
 
     def __init__(self, handles: Mapping[str, Any]) -> None:
         self._handles = handles
 
-    async def __call__(
+    async def draw(
         self, model: str, request: ImageRequest, loras: Sequence[OrderedLora]
     ) -> Picture:
-        """Raises what the Generator raises. One that stops or dies meanwhile is no fault of the
-        portrait: another replica is asked."""
+        """A `Draw`."""
+        return await self._asked(model, "draw", request, loras)
+
+    async def enlarge(self, model: str, upscaler: str, picture: Picture) -> Picture:
+        """An `EnlargeThere`."""
+        return await self._asked(model, "enlarge", upscaler, picture)
+
+    async def _asked(self, model: str, verb: str, *given: Any) -> Picture:
         for left in range(_TRIES, 0, -1):
             try:
-                return await self._once(model, request, loras)
+                return await self._once(model, verb, given)
             except EngineStopped as error:
                 if left == 1:
                     raise
@@ -112,11 +137,9 @@ class DrawByHandle:
                 await asyncio.sleep(_RETRY_S)
         raise AssertionError("not reached")
 
-    async def _once(
-        self, model: str, request: ImageRequest, loras: Sequence[OrderedLora]
-    ) -> Picture:
+    async def _once(self, model: str, verb: str, given: tuple[Any, ...]) -> Picture:
         try:
-            picture: Picture = await self._handles[model].draw.remote(request, loras)
+            picture: Picture = await getattr(self._handles[model], verb).remote(*given)
             return picture
         except RayActorError as error:
             raise EngineStopped(f"the Generator of {model} died") from error

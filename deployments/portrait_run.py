@@ -22,7 +22,7 @@ from pipelines.images import decode_image, encode_image
 from pipelines.portrait.array import Picture
 from pipelines.portrait.errors import PortraitError
 from pipelines.portrait.faces import FaceReader
-from pipelines.portrait.job import PortraitJob, Subject, Tools
+from pipelines.portrait.job import Enlarge, PortraitJob, Subject, Tools
 from pipelines.portrait.parameters import PortraitParameters
 from pipelines.portrait.portrait import read_subject
 from pipelines.portrait.stages import STAGES
@@ -39,7 +39,12 @@ Shown = Callable[[PortraitJob], None]
 
 
 class Painter(Protocol):
-    """A base model's part in one portrait. Both verbs block: they are called in threads."""
+    """A base model's part in one portrait. All verbs block: they are called in threads."""
+
+    @property
+    def enlarge(self) -> Enlarge | None:
+        """By a network, where one is set."""
+        ...
 
     def template(self, subjects: Sequence[Subject], parameters: PortraitParameters) -> Picture:
         """As the order's prompt and scene say, with a face for every subject. Raises
@@ -78,7 +83,8 @@ class PortraitRun:
         self._bench, self._job, self._painter = bench, job, painter
         self._on_stage, self._order = on_stage, order
         self._parameters = PortraitParameters.of(order.parameters, sdxl=order.sdxl)
-        self._tools = Tools(bench.reader.detect)
+        enlarge = None if painter is None else painter.enlarge
+        self._tools = Tools(bench.reader.detect, enlarge=enlarge, embed=bench.reader.embed)
         self._log = TaskLogger(log, job.task.id)
         self._before = [READ] if order.template is not None else [READ, DRAW]
         self._names = [*self._before, *(stage.__name__ for stage in STAGES)]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 from configs.settings import Settings
 from deployments.background import Background, goes_on, worker_name
 from deployments.log import get_logger
-from deployments.painter import Draw, DrawByHandle, GeneratorPainter
+from deployments.painter import ByHandle, Draw, EnlargeThere, GeneratorPainter
 from deployments.portrait_run import Bench, PortraitRun
 from deployments.runner import AttemptFailed, Job, TaskRunner
 from deployments.storage import open_store
@@ -18,6 +20,7 @@ from deployments.tasks.portrait import PORTRAIT_QUEUE, PortraitOrder, portrait_p
 from deployments.tasks.store import TaskStore
 from pipelines.errors import InvalidRequest, NonFiniteOutput
 from pipelines.images import encode_image
+from pipelines.portrait.array import Picture
 from pipelines.portrait.errors import PortraitError
 from pipelines.portrait.faces import FaceReader
 from pipelines.portrait.job import PortraitJob
@@ -39,9 +42,12 @@ class Portraits:
         redis_url: str,
         objects: ObjectStore | None = None,
         draw: Draw | None = None,
+        enlarge: EnlargeThere | None = None,
     ) -> None:
-        """`draw` None: nothing is repainted, and templates have to be given."""
-        self._models, self._draw = settings.models, draw
+        """`draw` None: nothing is repainted, and templates have to be given. `enlarge` serves
+        `portraits.upscaler` where `draw` is given too."""
+        self._models, self._draw, self._enlarge = settings.models, draw, enlarge
+        self._upscaler = settings.portraits.upscaler
         self._objects = objects or open_store(settings)
         self._store = TaskStore.connect(
             redis_url, settings.tasks, max_queue=settings.limits.max_queue
@@ -92,7 +98,9 @@ class Portraits:
         painter = None
         if self._draw is not None:
             detect = self._bench.reader.detect
-            painter = GeneratorPainter(order, self._models[order.model], detect, self._draw)
+            painter = GeneratorPainter(
+                order, self._models[order.model], detect, self._draw, self._enlarging(order.model)
+            )
         run = PortraitRun(
             self._bench,
             job,
@@ -105,6 +113,11 @@ class Portraits:
         finally:
             if painter is not None:
                 painter.close()
+
+    def _enlarging(self, model: str) -> Callable[[Picture], Awaitable[Picture]] | None:
+        if self._enlarge is None or self._upscaler is None:
+            return None
+        return partial(self._enlarge, model, self._upscaler)
 
     def _on_stage(self, job: Job, portrait: PortraitJob) -> None:
         if job.watched:
@@ -130,7 +143,8 @@ class PortraitReplica(Portraits):
 
     def __init__(self, settings: Settings, *, redis_url: str, generators: dict[str, Any]) -> None:
         """`generators`: handles by model."""
-        super().__init__(settings, redis_url=redis_url, draw=DrawByHandle(generators))
+        there = ByHandle(generators)
+        super().__init__(settings, redis_url=redis_url, draw=there.draw, enlarge=there.enlarge)
 
     async def __del__(self) -> None:
         # Serve calls this too where the constructor failed.

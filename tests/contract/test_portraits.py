@@ -239,6 +239,7 @@ from pathlib import Path
 from configs.settings import Settings
 from deployments import portrait_run
 from deployments.portraits import Portraits
+from tests.unit.pipelines.portrait.pictures import photo
 settings = Settings.model_validate_json(sys.stdin.read())
 stages = portrait_run.STAGES
 def hanging(job):
@@ -247,20 +248,19 @@ def hanging(job):
 hanging.__name__ = stages[6].__name__
 portrait_run.STAGES = (*stages[:6], hanging, *stages[7:])
 portrait_run.SAVE_AFTER_S = 0.0
+async def draw(model, request, loras):
+    return photo("collins")
 async def work():
-    Portraits(settings, redis_url=sys.argv[1])
+    Portraits(settings, redis_url=sys.argv[1], draw=draw)
     await asyncio.sleep(600)
 asyncio.run(work())
 """
 
 
-async def test_after_a_kill_the_next_worker_goes_on_with_the_stage_that_was_running(
-    start: Start, order: Submit, store: TaskStore, objects: ObjectStore, settings: Settings,
-    redis_url: str, ran: list[str],
-) -> None:  # fmt: skip
+async def killed_in_its_seventh_stage(settings: Settings, redis_url: str) -> None:
+    """The portrait that is queued, and the worker that made it."""
     short = settings.tasks.model_copy(update={"lease_s": 0.5})
     given = settings.model_copy(update={"tasks": short, "redis_url": None})
-    task = await order()
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", KILLED, redis_url,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -273,6 +273,14 @@ async def test_after_a_kill_the_next_worker_goes_on_with_the_stage_that_was_runn
         assert await process.stdout.readline() == b"there\n"
     process.kill()
     await process.wait()
+
+
+async def test_after_a_kill_the_next_worker_goes_on_with_the_stage_that_was_running(
+    start: Start, order: Submit, store: TaskStore, objects: ObjectStore, settings: Settings,
+    redis_url: str, ran: list[str],
+) -> None:  # fmt: skip
+    task = await order()
+    await killed_in_its_seventh_stage(settings, redis_url)
     start()
     broken = await ended(store, task)
     assert (broken.status, broken.attempt) == (Status.SUCCEEDED, 2), broken.error
@@ -281,6 +289,26 @@ async def test_after_a_kill_the_next_worker_goes_on_with_the_stage_that_was_runn
     assert ran == NAMES[6:] + NAMES
     assert (await picture(objects, broken) == await picture(objects, unbroken)).all()
     await until(lambda: not kept(settings, task))
+
+
+async def test_after_a_kill_a_drawn_template_is_not_drawn_again(
+    start: Start, order: Submit, store: TaskStore, objects: ObjectStore, settings: Settings,
+    redis_url: str, ran: list[str],
+) -> None:  # fmt: skip
+    asked: list[ImageRequest] = []
+
+    async def draw(model: str, request: ImageRequest, loras: Any) -> np.ndarray:
+        asked.append(request)
+        return photo("ardern")
+
+    task = await order(template=None, prompt="a woman at sea")
+    await killed_in_its_seventh_stage(settings, redis_url)
+    start(draw=draw)
+    done = await ended(store, task)
+    assert (done.status, done.attempt) == (Status.SUCCEEDED, 2), done.error
+    assert not asked
+    assert ran == NAMES[6:]
+    assert (await picture(objects, done)).shape == photo("collins").shape
 
 
 async def test_after_an_error_a_portrait_begins_anew(
@@ -319,6 +347,27 @@ async def test_a_portrait_that_never_ends_well_tells_at_which_stage(
     assert done.error
     assert done.error.code == "portrait_failed"
     assert done.error.message == "the portrait ended unexpectedly at: fuse before"
+
+
+async def test_a_network_enhances_where_the_generator_is(
+    settings: Settings, redis_url: str, order: Submit, store: TaskStore
+) -> None:
+    asked: list[tuple[str, str]] = []
+
+    async def draw(model: str, request: ImageRequest, loras: Any) -> np.ndarray:
+        raise AssertionError("nobody draws a photo here")
+
+    async def enlarge(model: str, upscaler: str, picture: np.ndarray) -> np.ndarray:
+        asked.append((model, upscaler))
+        return picture.repeat(4, 0).repeat(4, 1)
+
+    upscaler = settings.portraits.model_copy(update={"upscaler": "R-ESRGAN 4x+"})
+    given = settings.model_copy(update={"portraits": upscaler})
+    worker = Portraits(given, redis_url=redis_url, draw=draw, enlarge=enlarge)
+    done = await ended(store, await order())
+    await worker.drain()
+    assert done.status is Status.SUCCEEDED, done.error
+    assert asked == [("embedded", "R-ESRGAN 4x+")]
 
 
 async def test_a_template_that_nothing_here_draws_is_asked_for(

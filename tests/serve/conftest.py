@@ -5,12 +5,31 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
+from tests.support.portraits import PhotoHost, photo_host
 from tests.support.serving import Served, serving
 
 
+@pytest.fixture(scope="session")
+def photos() -> Iterator[PhotoHost]:
+    """What clients that send addresses have; the application may fetch from it."""
+    with photo_host() as host:
+        yield host
+
+
 @pytest.fixture(scope="session")  # Ray keeps the first cluster's token for the life of a process
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with serving(tmp_path_factory.mktemp("serve")) as application:
+def served(tmp_path_factory: pytest.TempPathFactory, photos: PhotoHost) -> Iterator[Served]:
+    allowed = {"allowed_private_hosts": [photos.netloc]}
+    training = {"steps": 12, "rank": 4, "learning_rate": 1e-3}
+    with serving(
+        tmp_path_factory.mktemp("serve"),
+        pai={
+            "accounts": [{"app_id": "ann", "token": "demo-token"}],
+            "training": training,
+            "output_format": "png",
+        },
+        portraits=allowed,
+        training=allowed,
+    ) as application:
         yield application
 
 

@@ -32,8 +32,8 @@ REFERENCES = 5
 """Photos of a person that are kept at most."""
 MAX_CROP_PX = 2048
 _REFERENCE_PX = 1024
-_REFERENCE_BOX = 2.2
-"""Of a face's box."""
+_REFERENCE_BOX = 3.0
+"""Of a face's box: long hair is in it, which a drawn head is made of."""
 _LISTED = 30
 
 

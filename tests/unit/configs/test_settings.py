@@ -107,6 +107,7 @@ def test_a_refused_secret_is_not_in_the_error(wrong: dict[str, object]) -> None:
         ({"models": {"a b/{c}": {}}}, "models.a b/{c}"),
         ({"storage": {"kind": "s3", "public_url": "https://cdn.test"}}, "urls: public"),
         ({"tasks": {"lease_s": 1, "heartbeat_s": 0.6}}, "tasks.heartbeat_s is 0.6"),
+        ({"portraits": {"upscaler": "ESRGAN"}}, "none of R-ESRGAN 4x+, R-ESRGAN 4x+ Anime6B"),
         ({"limits": {"max_steps": 20}}, "models.embedded: num_inference_steps is 25"),
         ({"models": {"a": {"width": 4096}}}, "models.a: width is 4096"),
         ({"models": {"a": {"width": 2048, "height": 2048}}}, "limits.max_pixels"),

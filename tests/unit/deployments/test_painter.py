@@ -11,7 +11,7 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from configs.model import ModelSettings
 from configs.portrait_model import PortraitModelSettings
-from deployments.painter import DrawByHandle, GeneratorPainter
+from deployments.painter import ByHandle, GeneratorPainter
 from deployments.tasks.lora import OrderedLora
 from deployments.tasks.portrait import PortraitOrder, PortraitPerson
 from pipelines.engine.request import ImageRequest
@@ -120,7 +120,8 @@ class Handle:
     """Answers its calls one after another."""
 
     def __init__(self, *answers: Any) -> None:
-        self.draw, self.answers = self, list(answers)
+        self.draw = self.enlarge = self
+        self.answers = list(answers)
 
     async def remote(self, request: Any, loras: Any) -> Any:
         answer = self.answers.pop(0)
@@ -139,18 +140,24 @@ async def test_a_generator_that_stops_or_dies_is_asked_again(
 ) -> None:
     monkeypatch.setattr("deployments.painter._RETRY_S", 0.0)
     handle = Handle(told(EngineStopped("it stops")), RayActorError(), "a picture")
-    draw = DrawByHandle({"sd": handle})
+    draw = ByHandle({"sd": handle}).draw
     assert await draw("sd", None, ()) == "a picture"  # type: ignore[arg-type, comparison-overlap]
     for_ever = Handle(*[RayActorError()] * 9)
     with pytest.raises(EngineStopped, match="the Generator of sd died"):
-        await DrawByHandle({"sd": for_ever})("sd", None, ())  # type: ignore[arg-type]
+        await ByHandle({"sd": for_ever}).draw("sd", None, ())  # type: ignore[arg-type]
     assert len(for_ever.answers) == 6
+
+
+async def test_a_network_enlarges_where_the_generator_is() -> None:
+    handle = Handle("larger")
+    asked = ByHandle({"sd": handle}).enlarge("sd", "R-ESRGAN 4x+", COLLINS)
+    assert await asked == "larger"  # type: ignore[comparison-overlap]
 
 
 async def test_a_refusal_comes_without_the_generators_traceback() -> None:
     handle = Handle(told(InvalidRequest("lora", "the LoRA ada was deleted")))
     with pytest.raises(InvalidRequest) as raised:
-        await DrawByHandle({"sd": handle})("sd", None, ())  # type: ignore[arg-type]
+        await ByHandle({"sd": handle}).draw("sd", None, ())  # type: ignore[arg-type]
     assert (raised.value.field, str(raised.value)) == ("lora", "the LoRA ada was deleted")
 
 

@@ -6,7 +6,7 @@ import hashlib
 import pickle
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import save_file
 
+from configs.upscaler import PackagedUpscaler
 from pipelines.errors import ModelError, NonFiniteOutput, RequestCanceled
 from pipelines.images import decode_image
 from pipelines.upscaler.catalogue import BUILT_IN, Upscalers
@@ -47,6 +48,10 @@ def tiny() -> Network:
     for conv in (module for module in net.modules() if isinstance(module, torch.nn.Conv2d)):
         torch.nn.init.normal_(conv.weight, std=0.05)
     return settled("tiny", net, 4, "cpu", half=True)
+
+
+def test_the_settings_know_the_networks_of_the_package() -> None:
+    assert get_args(PackagedUpscaler) == tuple(PACKAGED)
 
 
 @pytest.mark.parametrize("name", PACKAGED)

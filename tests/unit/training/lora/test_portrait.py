@@ -87,6 +87,17 @@ def test_references_are_heads_as_they_are_the_most_frontal_first(person: Person)
     )
 
 
+def test_a_reference_has_long_hair_beside_the_face() -> None:
+    """A drawn head is made of it."""
+    wide = np.pad(photo("obama"), ((200, 200), (200, 200), (0, 0)))
+    found = read_person(
+        [Example("wide.png", png(wide))], LoraJob(kind="portrait", trigger="z"), min_side_px=64
+    )
+    picture = decoded(found.references[0])
+    (face,) = found.reader.detect(picture)
+    assert picture.shape[1] > 2.5 * face.box[2]
+
+
 def test_no_more_references_than_five(photos: list[Example]) -> None:
     obama = photo("obama")
     many = [Example(f"{i}.png", png(turned(obama, i))) for i in range(7)]
