@@ -136,14 +136,15 @@ def _of_size(wanted: Wanted, body: Txt2ImgBody, settings: Settings) -> Iterator[
             yield name, f"0 to {limits.max_side_px}", given
     width, height = hires_target(wanted, body)
     sides = MIN_SIDE_PX <= min(width, height) <= max(width, height) <= limits.max_side_px
+    asked = [name for name in ("hr_resize_x", "hr_resize_y") if wanted.given(name)]
+    field = asked[0] if asked else "hr_scale"
     across, down = hires_enlarged(wanted, body).enlarged
     if across * down > limits.max_input_pixels:
         must = f"such that the enlarged picture has at most {limits.max_input_pixels} pixels"
-        yield "hr_resize_x", must, f"{across} x {down}"
+        yield field, must, f"{across} x {down}"
     if not sides or width * height > limits.max_pixels:
-        named = [name for name in ("hr_resize_x", "hr_resize_y") if wanted.given(name)]
         must = (
             f"such that the picture has sides of {MIN_SIDE_PX} to {limits.max_side_px} pixels and "
             f"at most {limits.max_pixels} in all"
         )
-        yield (named or ["hr_scale"])[0], must, f"{width} x {height}"
+        yield field, must, f"{width} x {height}"
