@@ -132,6 +132,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, callback_port: int) -> Iter
         http={"port": free_port()},
         api={"keys": [KEY]},
         callbacks={"allowed_private_hosts": [f"127.0.0.1:{callback_port}"], "backoff_s": 0.1},
+        tasks={"deadline_s": 20},
     )
     with serving(settings, lambda: FlatPainter(settings).run()) as found:
         yield found
@@ -145,7 +146,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory, sd: Components) -> Iterator[
         http={"port": free_port(), "disconnect_grace_s": 0.1},
         api={"keys": [KEY]},
         models={"tiny": {"width": 64, "height": 64, "num_inference_steps": 4, "max_rows": 4}},
-        tasks={"heartbeat_s": 0.05},
+        tasks={"heartbeat_s": 0.05, "deadline_s": 20},
     )
     with serving(settings, lambda: _generate(settings, sd)) as found:
         yield found

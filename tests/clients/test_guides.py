@@ -86,7 +86,7 @@ def drawn(sd, net, adapter, words, tmp_path_factory):
         http={"port": free_port()},
         api={"keys": [application.KEY]},
         models={"tiny": preset},
-        tasks={"heartbeat_s": 0.05},
+        tasks={"heartbeat_s": 0.05, "deadline_s": 20},
         sdapi={"rounding": "round"},  # as the engine alone
     )
 

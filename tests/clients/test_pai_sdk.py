@@ -189,6 +189,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory, photos: PhotoHost) -> Set
         },
         portraits=allowed,
         training=allowed,
+        tasks={"deadline_s": 20},
     )
 
 
