@@ -21,7 +21,7 @@ up: setup ## serve until Ctrl-C
 
 test: setup ## all that CI runs: checks, then every test
 	@$(MAKE) --no-print-directory check
-	$(VENV)/pytest tests/contract tests/clients tests/serve
+	OMP_NUM_THREADS=1 $(VENV)/pytest tests/contract tests/clients tests/serve
 	$(VENV)/pytest tests/faults # Ray keeps the first cluster's token for the life of a process
 
 check: setup ## format, lint, types, layers, fast tests

@@ -129,6 +129,11 @@ def engine(sd):
     worker.stop(5)
 
 
+def near(one: np.ndarray, other: np.ndarray) -> bool:
+    """The engine's promise: other numbers of rows or threads round a sum otherwise."""
+    return bool(np.abs(one.astype(int) - other).max() <= 1)
+
+
 def as_base64(image: Image.Image) -> str:
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
@@ -161,7 +166,7 @@ def test_a_controlnet_by_name_draws_what_the_engine_draws_with_its_file(drawn, e
     found = over_http(drawn, controlnet=[entry])
     edges = guide(photo, (64, 64), preprocessor="canny", resize_mode="crop", parameters=(100, 200))
     use = ControlUse(net, edges, scale=0.8, end=0.7)
-    assert np.array_equal(found, engine(controls=(use,)))
+    assert near(found, engine(controls=(use,)))
     assert not np.array_equal(found, engine())
 
 
@@ -170,7 +175,7 @@ def test_an_ip_adapter_by_name_draws_what_the_engine_draws_with_its_file(
 ):
     found = over_http(drawn, ip_adapter=[{"name": "style", "image": as_base64(photo)}])
     use = IPAdapterUse(*adapter, np.asarray(photo))
-    assert np.array_equal(found, engine(ip_adapters=(use,)))
+    assert near(found, engine(ip_adapters=(use,)))
     assert not np.array_equal(found, engine())
 
 
@@ -182,7 +187,7 @@ def test_a_controlnet_guides_by_the_initial_picture_where_it_has_none_itself(
     found = over_http(drawn, controlnet=[{"name": "lines"}], **fields)
     pixels = np.asarray(square)
     use = ControlUse(net, pixels)
-    assert np.array_equal(found, engine(init_image=pixels, strength=0.7, controls=(use,)))
+    assert near(found, engine(init_image=pixels, strength=0.7, controls=(use,)))
 
 
 def test_units_of_the_package_draw_as_the_native_field_does(webui, engine, net, photo):
@@ -194,7 +199,7 @@ def test_units_of_the_package_draw_as_the_native_field_does(webui, engine, net, 
     )
     edges = guide(photo, (64, 64), preprocessor="canny", resize_mode="fill", parameters=(64, 64))
     expected = engine(controls=(ControlUse(net, edges),), **WEBUI_WAY)
-    assert np.array_equal(np.asarray(result.image), expected)
+    assert near(np.asarray(result.image), expected)
     assert "ControlNet 0: " in result.info["infotexts"][0]
     assert "Module: canny, Model: lines, Weight: 1.0" in result.info["infotexts"][0]
 
