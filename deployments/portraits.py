@@ -8,16 +8,14 @@ from functools import partial
 from typing import Any
 
 from configs.settings import Settings
-from deployments.background import Background, goes_on, worker_name
 from deployments.log import get_logger
 from deployments.painter import ByHandle, Draw, EnlargeThere, GeneratorPainter
 from deployments.portrait_run import Bench, PortraitRun
-from deployments.runner import AttemptFailed, Job, TaskRunner
-from deployments.storage import open_store
+from deployments.runner import AttemptFailed, Job
 from deployments.storage.store import ObjectStore, StorageUnavailable
-from deployments.tasks.model import Output, Task
+from deployments.tasks.model import Output
 from deployments.tasks.portrait import PORTRAIT_QUEUE, PortraitOrder, portrait_prefix
-from deployments.tasks.store import TaskStore
+from deployments.worker import Worker
 from pipelines.errors import InvalidRequest, NonFiniteOutput
 from pipelines.images import encode_image
 from pipelines.portrait.array import Picture
@@ -32,7 +30,7 @@ DRAIN_S = 8.0
 PREVIEW_PX = 512
 
 
-class Portraits:
+class Portraits(Worker):
     """Construct on a running event loop; it begins to claim at once."""
 
     def __init__(
@@ -46,37 +44,18 @@ class Portraits:
     ) -> None:
         """`draw` None: nothing is repainted, and templates have to be given. `enlarge` serves
         `portraits.upscaler` where `draw` is given too."""
+        super().__init__(
+            settings,
+            redis_url=redis_url,
+            objects=objects,
+            queue=PORTRAIT_QUEUE,
+            capacity=settings.portraits.concurrency,
+            drain_s=DRAIN_S,
+            prefix=portrait_prefix,
+        )
         self._models, self._draw, self._enlarge = settings.models, draw, enlarge
         self._upscaler = settings.portraits.upscaler
-        self._objects = objects or open_store(settings)
-        self._store = TaskStore.connect(
-            redis_url, settings.tasks, max_queue=settings.limits.max_queue
-        )
         self._bench = Bench(self._objects, FaceReader(), settings.limits.max_input_pixels)
-        self._background = Background()
-        self._runner = TaskRunner(
-            self._store,
-            settings.tasks,
-            queue=PORTRAIT_QUEUE,
-            worker=worker_name(),
-            run=self._run,
-            size_of=lambda task: 1,
-            capacity=settings.portraits.concurrency,
-            on_end=self._on_end,
-        )
-        self._runner.start()
-
-    async def check_health(self) -> None:
-        """Raises where the loops that claim and renew ended."""
-        if not self._runner.healthy():
-            raise RuntimeError("the task loops of the portraits ended")
-
-    async def drain(self) -> None:
-        """Take no more tasks; running ones go back to the queue with their last saved state."""
-        await self._runner.drain(DRAIN_S)
-        await self._background.finish()
-        await self._store.close()
-        await self._objects.close()
 
     async def _run(self, job: Job) -> list[Output]:
         try:
@@ -126,16 +105,6 @@ class Portraits:
     async def _send_preview(self, job: Job, portrait: PortraitJob) -> None:
         jpeg = await asyncio.to_thread(_preview, portrait)
         await self._store.preview(job.claim, jpeg)
-
-    def _on_end(self, end: str, task: Task) -> None:
-        if end in ("succeeded", "failed", "stale"):
-            self._background.spawn(self._forget(end, task))
-
-    async def _forget(self, end: str, task: Task) -> None:
-        """Remove uploads and states, unless another worker goes on with them."""
-        if await goes_on(self._store, end, task):
-            return
-        await self._objects.sweep(portrait_prefix(task.id), 0)
 
 
 class PortraitReplica(Portraits):

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TypeVar
 
 from configs.settings import Settings
-from deployments.background import Background, goes_on, worker_name
 from deployments.log import TaskLogger, get_logger
 from deployments.lora_task import Attempt, Launch, Refused, Trained, on_ray
 from deployments.loras.errors import ClaimLost, LoraNotFound, UploadExpired
@@ -19,14 +18,13 @@ from deployments.loras.model import Lora, NewLora, Visibility
 from deployments.loras.registry import LoraRegistry
 from deployments.loras.store import LoraStore
 from deployments.pictures import patiently
-from deployments.runner import AttemptFailed, Job, TaskRunner
-from deployments.storage import open_store
+from deployments.runner import AttemptFailed, Job
 from deployments.storage.store import BINARY, ObjectStore, StorageUnavailable
 from deployments.tasks.errors import StoreUnavailable
 from deployments.tasks.image import output_key
-from deployments.tasks.model import Output, Progress, Task
-from deployments.tasks.store import TaskStore
+from deployments.tasks.model import Output, Progress
 from deployments.tasks.training import LORA_QUEUE, LoraOrder, training_prefix
+from deployments.worker import Worker
 from pipelines.errors import InvalidRequest, NonFiniteOutput
 
 T = TypeVar("T")
@@ -37,7 +35,7 @@ DRAIN_S = 15.0
 _STORE_RETRY_S = 0.5
 
 
-class Trainer:
+class Trainer(Worker):
     """Construct on a running event loop; it begins to claim at once. Computes nothing itself."""
 
     def __init__(
@@ -48,38 +46,22 @@ class Trainer:
         objects: ObjectStore | None = None,
         launch: Launch | None = None,
     ) -> None:
-        self._launch = launch or functools.partial(on_ray, settings)
-        self._objects = objects or open_store(settings)
-        self._store = TaskStore.connect(
-            redis_url, settings.tasks, max_queue=settings.limits.max_queue
+        super().__init__(
+            settings,
+            redis_url=redis_url,
+            objects=objects,
+            queue=LORA_QUEUE,
+            capacity=settings.training.concurrency,
+            drain_s=DRAIN_S,
+            prefix=training_prefix,
         )
+        self._launch = launch or functools.partial(on_ray, settings)
         self._registry = LoraRegistry(LoraStore.connect(redis_url, settings.tasks), self._objects)
         self._models = tuple(settings.models)
-        self._background = Background()
-        self._runner = TaskRunner(
-            self._store,
-            settings.tasks,
-            queue=LORA_QUEUE,
-            worker=worker_name(),
-            run=self._run,
-            size_of=lambda task: 1,
-            capacity=settings.training.concurrency,
-            on_end=self._on_end,
-        )
-        self._runner.start()
-
-    async def check_health(self) -> None:
-        """Raises where the loops that claim and renew ended."""
-        if not self._runner.healthy():
-            raise RuntimeError("the task loops of the trainer ended")
 
     async def drain(self) -> None:
-        """Take no more tasks; running ones keep a checkpoint and go back to the queue."""
-        await self._runner.drain(DRAIN_S)
-        await self._background.finish()
-        await self._store.close()
+        await super().drain()
         await self._registry.store.close()
-        await self._objects.close()
 
     async def _run(self, job: Job) -> list[Output]:
         try:
@@ -160,16 +142,6 @@ class Trainer:
 
     async def _send_preview(self, job: Job, jpeg: bytes) -> None:
         await self._store.preview(job.claim, jpeg)
-
-    def _on_end(self, end: str, task: Task) -> None:
-        if end in ("succeeded", "failed", "stale"):
-            self._background.spawn(self._forget(end, task))
-
-    async def _forget(self, end: str, task: Task) -> None:
-        """Remove pictures and checkpoints, unless another worker goes on with them."""
-        if await goes_on(self._store, end, task):
-            return
-        await self._objects.sweep(training_prefix(task.id), 0)
 
 
 class TrainerReplica(Trainer):
