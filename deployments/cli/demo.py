@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
 import socket
 import tempfile
 from pathlib import Path
@@ -20,6 +22,8 @@ PROMPT = (
     "yellow background"
 )
 SEED = 7
+_QUIET_PORTS = range(20_000, 32_000)
+"""Above those of Ray's workers, below those that systems give to outgoing connections."""
 
 DemoPrompt = Annotated[str, typer.Argument(help="What to draw.")]
 DemoOutput = Annotated[Path, typer.Option("--output", "-o", help="Picture to write.")]
@@ -64,8 +68,9 @@ def demo(
 
 
 def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port that nobody listens on now, and no outgoing connection takes before somebody does."""
+    for port in random.sample(_QUIET_PORTS, len(_QUIET_PORTS)):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise OSError("every port of loopback is taken")

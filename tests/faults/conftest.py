@@ -14,7 +14,7 @@ from tests.support.serving import Served, serving
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     with serving(
         tmp_path_factory.mktemp("faults"),
-        tasks=TaskSettings(lease_s=3, heartbeat_s=0.1, max_lost=10),
+        tasks=TaskSettings(lease_s=8, heartbeat_s=0.1, max_lost=10, deadline_s=20),
         training=TrainingSettings(nice=0),  # not to starve on a busy machine
     ) as application:
         yield application

@@ -4,7 +4,6 @@ import os
 import signal
 
 import httpx
-import pytest
 
 from tests.support.serving import Served, until
 
@@ -20,7 +19,7 @@ def submit(served: Served, client: httpx.Client, seed: int) -> str:
         except (httpx.TransportError, AssertionError):
             return None
 
-    task_id: str = until(attempt, 60)
+    task_id: str = until(attempt, 300)
     return task_id
 
 
@@ -35,7 +34,6 @@ def finished(client: httpx.Client, tasks: list[str]) -> int:
     return count
 
 
-@pytest.mark.timeout(600)
 def test_twenty_tasks_survive_the_death_of_generator_ingress_and_redis(served: Served) -> None:
     with served.client() as client:
         tasks = [submit(served, client, seed) for seed in range(20)]
@@ -46,10 +44,10 @@ def test_twenty_tasks_survive_the_death_of_generator_ingress_and_redis(served: S
             served.redis_pid,
         ]
         for number, victim in enumerate(victims):
-            until(lambda n=number: finished(client, tasks) >= 2 * (n + 1) or None, 120)
+            until(lambda n=number: finished(client, tasks) >= 2 * (n + 1) or None, 600)
             pid = victim()
             os.kill(pid, signal.SIGKILL)
-        ended = [served.wait(client, task_id, timeout_s=240) for task_id in tasks]
+        ended = [served.wait(client, task_id) for task_id in tasks]
         assert [task["status"] for task in ended] == ["completed"] * 20, ended
         for task in ended:
             assert client.get(task["result_url"]).status_code == 200

@@ -26,10 +26,12 @@ def served(tmp_path_factory: pytest.TempPathFactory, photos: PhotoHost) -> Itera
             "accounts": [{"app_id": "ann", "token": "demo-token"}],
             "training": training,
             "output_format": "png",
+            "answer_within_s": 600,
         },
         portraits=allowed,
         training=allowed,
-        tasks={"deadline_s": 20},  # a machine that is busy with other tests is no fault
+        # a machine that is slow, or busy with other tests, is no fault
+        tasks={"deadline_s": 20, "lease_s": 120},
     ) as application:
         yield application
 

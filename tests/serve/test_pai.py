@@ -18,8 +18,6 @@ from training.embedded_model.attributes import Attributes
 from training.embedded_model.measure import colour_of
 from training.embedded_model.render import render
 
-pytestmark = pytest.mark.timeout(600)
-
 
 @pytest.fixture(scope="module")
 def case() -> Case:
@@ -40,7 +38,7 @@ def test_checked_trained_polled_and_drawn_the_person_is_in_the_template(
     assert [each["code"] for each in checked.data["check_results"]] == [1] * len(urls)
 
     trained = images.aigc_images_train(urls, "", None)
-    job = until(lambda: ended(jobs, trained.data["job_id"]), 300, 0.5)
+    job = until(lambda: ended(jobs, trained.data["job_id"]), 600, 0.5)
     assert (job["state"], job["message"]) == (2, "success"), job
     assert json.loads(job["result"])["model_id"] == trained.data["model_id"]
 

@@ -27,7 +27,7 @@ class Served:
     base_url: str
 
     def client(self, **kwargs: Any) -> httpx.Client:
-        return httpx.Client(base_url=self.base_url, timeout=30, **kwargs)
+        return httpx.Client(base_url=self.base_url, timeout=120, **kwargs)
 
     def submit(self, client: httpx.Client, **fields: Any) -> str:
         body = {"prompt": PROMPT, "num_inference_steps": 4, **fields}
@@ -35,7 +35,7 @@ class Served:
         assert answer.status_code == 200, answer.text
         return str(answer.json()["task_id"])
 
-    def wait(self, client: httpx.Client, task_id: str, timeout_s: float = 120) -> dict[str, Any]:
+    def wait(self, client: httpx.Client, task_id: str, timeout_s: float = 600) -> dict[str, Any]:
         """The ended task. Rides over faults of the server, as a good client does."""
 
         def ended() -> dict[str, Any] | None:
@@ -63,7 +63,7 @@ class Served:
                     return process.pid
             return None
 
-        return until(find, 60)
+        return until(find, 120)
 
     def resident_mb(self) -> dict[str, float]:
         """Memory of the processes that hold requests, MiB."""
@@ -84,7 +84,7 @@ class Served:
                     continue
             return None
 
-        return until(find, 60)
+        return until(find, 120)
 
 
 def until(probe: Callable[[], Any], timeout_s: float, every_s: float = 0.1) -> Any:
@@ -111,7 +111,7 @@ def serving(root: Path, **sections: Any) -> Iterator[Served]:
         app.start(settings)
         served = Served(settings, f"http://127.0.0.1:{port}")
         with served.client() as client:
-            until(lambda: _ready(client), 120)
+            until(lambda: _ready(client), 600)
         yield served
     finally:
         app.stop()
