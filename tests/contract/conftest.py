@@ -1,6 +1,7 @@
 """A real server of the Redis protocol for the contract suites; each test has keys of its own."""
 
 import asyncio
+import contextlib
 import subprocess
 import tempfile
 import time
@@ -38,8 +39,9 @@ class Server:
             options |= {"appendonly": "yes", "appendfsync": "always"}
         words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
         self.process = subprocess.Popen([get_binary_path(), *words], stdout=subprocess.DEVNULL)
-        deadline = time.monotonic() + 20
-        while not self._listens() and time.monotonic() < deadline:
+        deadline = time.monotonic() + 120
+        while not self._listens():
+            assert time.monotonic() < deadline, "the server does not listen"
             time.sleep(0.01)
 
     def _listens(self) -> bool:
@@ -142,11 +144,12 @@ def take(store: TaskStore) -> Callable[..., Awaitable[list[Claimed]]]:
 
 @pytest.fixture
 def expire(redis: Redis, key_prefix: str) -> Callable[..., Awaitable[None]]:
-    """await expire(task): its time (lease, delay, retention or callback) is up now."""
+    """await expire(task): its time (lease, delay, pause, retention or callback) is up now."""
 
     async def expire_now(task: Task) -> None:
         key = f"{{{key_prefix}}}:"
-        for index in (f"running:{task.queue}", f"scheduled:{task.queue}", "ended", "callbacks"):
+        queues = (f"{name}:{task.queue}" for name in ("running", "scheduled", "paused"))
+        for index in (*queues, "ended", "callbacks"):
             await redis.zadd(key + index, {task.id: 1}, xx=True)
 
     return expire_now
@@ -199,20 +202,32 @@ class LossyProxy:
         return await asyncio.start_unix_server(self._connected, path=self.socket)
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Both ways go on side by side: a request may come in parts, and so may its reply."""
         up_reader, up_writer = await asyncio.open_unix_connection(self.behind)
+        lost = asyncio.Event()
+        replies = asyncio.create_task(_replies(up_reader, writer, lost))
         try:
             while request := await reader.read(2**20):
-                up_writer.write(request)
-                reply = await up_reader.read(2**22)
-                if self.left and self.text in request:
+                if self.left and self.text in request and not lost.is_set():
                     self.left -= 1
-                    break
-                writer.write(reply)
+                    lost.set()
+                up_writer.write(request)
         except (ConnectionError, asyncio.CancelledError):
             pass
         finally:
+            replies.cancel()
             up_writer.close()
             writer.close()
+
+
+async def _replies(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, lost: asyncio.Event
+) -> None:
+    """Up to that of a request whose reply is to be lost: then the connection breaks."""
+    with contextlib.suppress(ConnectionError):
+        while (reply := await reader.read(2**16)) and not lost.is_set():
+            writer.write(reply)
+    writer.close()
 
 
 @pytest.fixture

