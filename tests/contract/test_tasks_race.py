@@ -33,17 +33,20 @@ def in_threads(open_store, *bodies):
     for each in threads:
         each.start()
     for each in threads:
-        each.join(60)
+        each.join(300)
     return answers
 
 
 async def test_two_claimers_over_200_tasks_take_each_once(open_store, submit):
     tasks = [await submit(str(n)) for n in range(200)]
+    met = threading.Barrier(2)  # after the first claim, so that none is alone
 
     def claimer(name):
         async def body(store):
             mine = []
             while got := await store.claim("sd", name, limit=3, request_id=uuid4().hex):
+                if not mine:
+                    await asyncio.to_thread(met.wait, 60)
                 mine += [claimed.task.id for claimed in got]
             return mine
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import signal
 import threading
 import uuid
 from collections.abc import Iterator
@@ -222,3 +223,9 @@ def server() -> Iterator[ScriptedServer]:
 def picture() -> bytes:
     """The bytes of every result."""
     return PNG
+
+
+@pytest.fixture(autouse=True)
+def _ctrl_c_is_heard() -> None:
+    """A shell's background job ignores it, and commands that are started would inherit that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -204,8 +204,6 @@ def test_trainings_are_paused_and_resumed_and_what_cannot_be_is_told(run: Run, s
 
 def test_ctrl_c_cancels_the_task_and_exits_with_130(server: Any, tmp_path: Path) -> None:
     server.held.clear()
-    # a shell's background job ignores the signal, and its children would inherit that
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         [sys.executable, "-m", "deployments.cli", "generate", "x", "--url", server.url],
         cwd=tmp_path,
@@ -214,9 +212,9 @@ def test_ctrl_c_cancels_the_task_and_exits_with_130(server: Any, tmp_path: Path)
         stdout=subprocess.PIPE,
         text=True,
     )
-    assert server.streaming.wait(30)
+    assert server.streaming.wait(300)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 130, err
     assert [task["status"] for task in server.tasks.values()] == ["canceled"]
     assert "is canceled" in err
@@ -235,7 +233,7 @@ def test_help_and_version_answer_without_loading_anything_heavy() -> None:
         "heavy = {'ray', 'torch', 'diffusers', 'httpx', 'redis', 'boto3'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
 
 
 def test_generate_sends_pictures_that_guide_and_asks_for_translation(

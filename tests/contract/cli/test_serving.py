@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from configs.settings import Settings
 from deployments.cli import app, check
 from deployments.cli.check import State
+from deployments.cli.demo import free_port
 
 STAND_IN = textwrap.dedent(
     """
@@ -76,10 +77,7 @@ def start(tmp_path: Path) -> Start:
 
 @pytest.fixture
 def port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        number: int = free.getsockname()[1]
-        return number
+    return free_port()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -98,7 +96,7 @@ def test_up_prints_its_addresses_and_a_signal_stops_it_with_0(
     while "Ctrl-C" not in process.stderr.readline():
         pass
     process.send_signal(number)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert "STOPPED" in err
 
@@ -107,14 +105,14 @@ def test_up_on_a_taken_port_says_so_before_it_starts_anything(start: Start) -> N
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        _, err = start("up", "--port", taken.getsockname()[1]).communicate(timeout=30)
+        _, err = start("up", "--port", taken.getsockname()[1]).communicate(timeout=300)
     assert "cannot listen" in err
     assert "STOPPED" not in err
 
 
 def test_up_that_cannot_start_cleans_up_and_exits_with_1(start: Start, port: int) -> None:
     process = start("up", "--port", port, BREAK="1")
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 1
     assert "no room for a replica" in err
     assert "STOPPED" in err
@@ -125,7 +123,7 @@ def test_demo_leaves_a_picture_and_prints_where_it_is(
     start: Start, tmp_path: Path, picture: bytes
 ) -> None:
     process = start("demo")
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert (tmp_path / "out" / "demo.png").read_bytes() == picture
     assert out.splitlines()[-1].split() == ["Picture", "out/demo.png"]
@@ -137,7 +135,7 @@ def test_a_demo_whose_task_fails_stops_everything_and_exits_with_1(
     start: Start, tmp_path: Path
 ) -> None:
     process = start("demo", END="failed")
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 1
     assert "the model broke" in err
     assert "STOPPED" in err

@@ -130,8 +130,8 @@ def test_ctrl_c_cancels_the_training(server: Any, folder: Path) -> None:
     environment = os.environ | {"DAGUERRE_URL": server.url}
     root = Path(__file__).resolve().parents[3]
     with subprocess.Popen(command, env=environment, cwd=root, stderr=subprocess.PIPE) as process:
-        assert server.streaming.wait(60)
+        assert server.streaming.wait(300)
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=300)
     assert process.returncode == 130, said
     assert [task["status"] for task in server.tasks.values()] == ["canceled"]

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ import pytest
 from botocore.config import Config
 
 from configs.settings import StorageSettings
+from deployments.cli.demo import free_port
 from deployments.storage.local import LocalStore
 from deployments.storage.s3 import S3Store
 
@@ -53,14 +53,16 @@ class S3Server:
             region_name="us-east-1",
             aws_access_key_id=self.access_key_id,
             aws_secret_access_key=self.secret_access_key,
-            config=Config(retries={"total_max_attempts": 1}, connect_timeout=2, read_timeout=5),
+            config=Config(retries={"total_max_attempts": 1}, connect_timeout=10, read_timeout=30),
         )
 
 
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory):
     folder = tmp_path_factory.mktemp("s3")
-    ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
+    ports = dict.fromkeys(PORTS, 0)
+    while len(set(ports.values())) < len(PORTS):
+        ports = {name: free_port() for name in PORTS}
     server = S3Server(f"http://127.0.0.1:{ports['s3.port']}")
     weed = shutil.which("weed", path=str(Path(sys.executable).parent))
     command = [
@@ -89,15 +91,7 @@ def s3_server(tmp_path_factory):
                 left.unlink()
 
 
-def free_ports(count):
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [listener.getsockname()[1] for listener in sockets]
-    for listener in sockets:
-        listener.close()
-    return ports
-
-
-def wait_for_bucket(server, process, output, within_s=60):
+def wait_for_bucket(server, process, output, within_s=300):
     client, deadline = server.client(), time.monotonic() + within_s
     while True:
         try:

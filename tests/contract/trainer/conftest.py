@@ -56,7 +56,7 @@ def settings(redis_url: str, key_prefix: str, sd_folder: Path, tmp_path: Path) -
         redis_url=redis_url,
         models={"tiny": ModelSettings(source=str(sd_folder), max_rows=8)},
         tasks=TaskSettings(
-            heartbeat_s=0.02, lease_s=30, backoff_s=0.05, key_prefix=key_prefix, deadline_s=20
+            heartbeat_s=0.02, lease_s=600, backoff_s=0.05, key_prefix=key_prefix, deadline_s=20
         ),
         data_dir=tmp_path / "data",
     )
@@ -160,14 +160,14 @@ def train(store: TaskStore, objects: ObjectStore, tmp_path: Path) -> Train:
 
 
 async def ended(store: TaskStore, task: Task) -> Task:
-    async with asyncio.timeout(200):
+    async with asyncio.timeout(300):
         while (now := await store.get(task.id)).status not in TERMINAL:
             await asyncio.sleep(0.02)
         return now
 
 
 async def until(condition: Callable[[], Any]) -> None:
-    async with asyncio.timeout(100):
+    async with asyncio.timeout(300):
         while not condition():
             await asyncio.sleep(0.01)
 
