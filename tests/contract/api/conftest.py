@@ -6,6 +6,7 @@ import asyncio
 import base64
 import io
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from deployments.api.app import create_app
 from deployments.api.faces import FaceService
 from deployments.api.services import Services
 from deployments.tasks.image import ImageJob
-from deployments.tasks.model import Claimed, Output, TaskError
+from deployments.tasks.model import Claimed, Event, Output, TaskError
 
 BASE = "http://localhost:8000"
 
@@ -132,7 +133,7 @@ async def open_api(redis_url: str, tmp_path: Path) -> AsyncIterator[OpenApi]:
             **changes: Any,
         ) -> Api:
             given = {"data_dir": tmp_path, "redis_url": redis_url}
-            tasks = {"key_prefix": uuid.uuid4().hex, "deadline_s": 20}
+            tasks = {"key_prefix": uuid.uuid4().hex, "deadline_s": 20, "lease_s": 600}
             given["tasks"] = tasks | changes.pop("tasks", {})
             settings = Settings(**(given | changes))
             app = create_app(settings, faces=faces)
@@ -172,3 +173,25 @@ async def listen() -> AsyncIterator[Callable[[Api], Awaitable[str]]]:
 @pytest.fixture
 async def api(open_api: OpenApi) -> Api:
     return await open_api()
+
+
+@pytest.fixture
+def until_read(api: Api, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Awaitable[None]]:
+    """await until_read("preview", 2): those who watch tasks have read so many events of that type;
+    "" stands for nothing, which is read where nothing happens for a while.
+    """
+    events, read = api.services.events, Counter[str]()
+
+    async def counted(*args: Any) -> list[Event]:
+        found = await events(*args)
+        read.update([event.type for event in found] or [""])
+        return found
+
+    monkeypatch.setattr(api.services, "events", counted)
+
+    async def wait(kind: str, count: int = 1) -> None:
+        async with asyncio.timeout(120):
+            while read[kind] < count:
+                await asyncio.sleep(0.01)
+
+    return wait

@@ -42,19 +42,19 @@ def parse(text: str) -> tuple[list[Sent], list[str]]:
 async def watching(api, task_id, **headers):
     """A reader beside the test; over ASGI its answer is there when the stream has ended."""
     url = f"/api/v1/tasks/{task_id}/events"
-    before = api.services.streams
     reader = asyncio.create_task(api.http.get(url, headers=headers))
-    while api.services.streams == before and not reader.done():
+    store = api.services.store
+    watch = store._script.key(f"watch:{task_id}")
+    while not reader.done() and not await store._commands.exists(watch):
         await asyncio.sleep(0.01)
-    await asyncio.sleep(0.1)  # its first call is answered
     yield reader
-    answer = await asyncio.wait_for(reader, 20)
+    answer = await asyncio.wait_for(reader, 120)
     assert answer.status_code == 200
     assert answer.headers["content-type"].startswith("text/event-stream")
     assert answer.headers["cache-control"] == "no-store"
 
 
-async def test_a_watched_task_tells_status_progress_and_previews_up_to_its_result(api):
+async def test_a_watched_task_tells_status_progress_and_previews_up_to_its_result(api, until_read):
     task_id = await api.submit()
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8)).save(buffer, "JPEG")
@@ -65,7 +65,7 @@ async def test_a_watched_task_tells_status_progress_and_previews_up_to_its_resul
             renewal = await api.services.store.renew([beat])
             assert task_id in renewal.watched
         await api.services.store.preview(claimed.claim, buffer.getvalue())
-        await asyncio.sleep(0.2)
+        await until_read("preview")
         await api.finish(claimed)
     events, _ = parse(reader.result().text)
     assert [event.type for event in events] == [
@@ -115,11 +115,13 @@ async def test_an_ended_task_whose_events_are_gone_still_tells_its_end(api, redi
     assert event.data["result_url"]
 
 
-async def test_a_silent_task_sends_comments_so_that_a_dead_reader_shows(api, monkeypatch):
+async def test_a_silent_task_sends_comments_so_that_a_dead_reader_shows(
+    api, monkeypatch, until_read
+):
     monkeypatch.setattr(watch, "HEARTBEAT_S", 0.05)
     task_id = await api.submit()
     async with watching(api, task_id) as reader:
-        await asyncio.sleep(0.6)
+        await until_read("", 3)
         await api.http.delete(f"/api/v1/tasks/{task_id}")
     _, comments = parse(reader.result().text)
     assert len(comments) >= 2
@@ -141,7 +143,6 @@ async def test_an_attempt_that_failed_and_is_tried_again_does_not_end_the_stream
     async with watching(api, task_id) as reader:
         claimed = await api.claim()
         await api.services.store.release(claimed.claim)
-        await asyncio.sleep(0.1)
         await api.finish(await api.claim())
     events, _ = parse(reader.result().text)
     assert [event.data["status"] for event in events] == [

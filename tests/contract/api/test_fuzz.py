@@ -93,7 +93,7 @@ def service(redis_url: str, tmp_path: Path) -> Iterator[str]:
 
 @pytest.mark.filterwarnings("ignore::hypothesis.errors.HypothesisDeprecationWarning")
 def test_no_operation_answers_500_or_a_status_that_it_does_not_declare(service: str) -> None:
-    with httpx.Client(base_url=service) as client:
+    with httpx.Client(base_url=service, timeout=120) as client:
         fuzzer = Fuzzer(service, known=known_ids(client), headers={})
     for operation in fuzzer.operations:
         fuzzer.run(operation, EXAMPLES)

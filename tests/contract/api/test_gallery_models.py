@@ -6,7 +6,6 @@ import uuid
 
 import pytest
 
-from deployments.drafts import store as drafts_store
 from deployments.drafts.errors import Locked
 from deployments.drafts.model import Kind
 from deployments.loras.model import NewLora
@@ -309,17 +308,17 @@ async def test_made_ready_twice_at_once_there_is_one_training(api):
     assert await ids(api) == [model["id"], "embedded"]
 
 
-async def test_a_model_that_is_being_queued_shows_ready_and_a_dead_ones_lock_ends(api, monkeypatch):
+async def test_a_model_that_is_being_queued_shows_ready_and_a_dead_ones_lock_ends(api, redis):
     model = await planned(api)
     store = api.services.models.drafts
     draft = await store.get(Kind.MODEL, model["id"], owner="anonymous")
-    monkeypatch.setattr(drafts_store, "LOCK_S", 0.2)
     lock = store.becoming_a_task(draft)
     await lock.__aenter__()  # and its process dies
     assert (await api.http.get(f"{MODELS}/{model['id']}")).json()["status"] == "ready"
     with pytest.raises(Locked):
         await store.delete(draft)
-    await asyncio.sleep(0.3)
+    key = f"{{{api.settings.tasks.key_prefix}}}:draft:model:{model['id']}"
+    await redis.hset(key, "locked_until", 1)  # long ago
     assert (await ready(api, model["id"])).json()["status"] == "waiting"
 
 

@@ -75,7 +75,7 @@ async def service():
     port = server.sockets[0].getsockname()[1]
     found.settings = {
         "backend": "libretranslate", "url": f"http://127.0.0.1:{port}", "source": "zh",
-        "api_key": "s3cret", "timeout_s": 2,
+        "api_key": "s3cret", "timeout_s": 30,
     }  # fmt: skip
     yield found
     server.close()

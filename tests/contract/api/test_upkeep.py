@@ -20,7 +20,7 @@ async def test_it_stops_at_once_whenever_it_is_told_to(api):
         for _ in range(spins):
             await asyncio.sleep(0)
         running.cancel()
-        done, _ = await asyncio.wait([running], timeout=2)
+        done, _ = await asyncio.wait([running], timeout=60)
         assert done, f"still running when canceled after {spins} turns of the loop"
         await services.close()
 
@@ -37,10 +37,11 @@ async def test_it_goes_on_after_a_fault(api, monkeypatch, fault):
     monkeypatch.setattr(upkeep, "SWEEP_EVERY_S", 0.01)
     monkeypatch.setattr(api.services.store, "sweep_expired", faulty)
     running = asyncio.create_task(Upkeep(api.services).run())
-    await asyncio.sleep(0.2)
+    async with asyncio.timeout(60):
+        while calls <= 2:
+            await asyncio.sleep(0.01)
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
-    assert calls > 2
 
 
 async def test_strays_go_by_age_and_what_a_task_may_still_need_stays(api, tmp_path):

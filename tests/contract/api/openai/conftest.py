@@ -12,7 +12,7 @@ Draw = Callable[..., Awaitable[httpx.Response]]
 
 async def _drawn(api, path: str, *, worker=None, **request: Any) -> httpx.Response:
     answering = asyncio.create_task(api.http.post(path, **request))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(300):
         while not answering.done():
             depth = await api.services.store.depth(api.settings.default_model)
             if depth.queued:

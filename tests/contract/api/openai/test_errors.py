@@ -148,6 +148,6 @@ async def test_a_call_that_takes_too_long_is_503(open_api, refused, monkeypatch)
     api = await open_api(http={"disconnect_grace_s": 0})
     error = refused(await api.http.post(PATH, json=BODY), 503)
     assert error["code"] == "timeout"
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(120):
         while (await api.http.get("/api/v1/tasks")).json()["tasks"][0]["status"] != "canceled":
             await asyncio.sleep(0.02)

@@ -1,6 +1,5 @@
 """`stream: true`: partial images of the running task, then the finished ones."""
 
-import asyncio
 import base64
 import io
 import json
@@ -36,26 +35,30 @@ def jpeg(colour):
     return buffer.getvalue()
 
 
-def previewing(api, steps=4):
-    """A worker that tells each of its steps and draws a preview at each."""
+def previewing(api, until_read, steps=4):
+    """A worker that tells each of its steps and draws a preview at each, which is looked at."""
 
     async def work(claimed):
+        await until_read("status")
         for step in range(1, steps + 1):
             await api.services.store.renew([Beat(claimed.claim, Progress(step=step, steps=steps))])
             await api.services.store.preview(claimed.claim, jpeg((step, step, step)))
+            await until_read("preview", step)
         await api.finish(claimed)
 
     return work
 
 
-async def watched(draw, api, **body):
+async def watched(draw, api, until_read, **body):
     """The events; the worker begins once the stream is being read, as previews need a watcher."""
-    answer = await draw(api, stream=True, worker=previewing(api), **body)
+    answer = await draw(api, stream=True, worker=previewing(api, until_read), **body)
     return events_of(answer)
 
 
-async def test_partial_images_come_before_the_finished_one(api, draw):
-    *partial, completed = await watched(draw, api, partial_images=3, size="64x64", seed=5)
+async def test_partial_images_come_before_the_finished_one(api, draw, until_read):
+    *partial, completed = await watched(
+        draw, api, until_read, partial_images=3, size="64x64", seed=5
+    )
     assert [event["partial_image_index"] for event in partial] == list(range(len(partial)))
     assert 1 <= len(partial) <= 3
     for event in [*partial, completed]:
@@ -71,13 +74,15 @@ async def test_partial_images_come_before_the_finished_one(api, draw):
     assert completed["seed"] == 5
 
 
-async def test_without_partial_images_there_are_the_finished_ones_only(api, draw):
-    events = await watched(draw, api, n=2)
+async def test_without_partial_images_there_are_the_finished_ones_only(api, draw, until_read):
+    events = await watched(draw, api, until_read, n=2)
     assert [event["type"] for event in events] == ["image_generation.completed"] * 2
 
 
-async def test_partial_images_have_the_format_that_is_asked_for(api, draw):
-    events = await watched(draw, api, partial_images=2, output_format="webp", output_compression=50)
+async def test_partial_images_have_the_format_that_is_asked_for(api, draw, until_read):
+    events = await watched(
+        draw, api, until_read, partial_images=2, output_format="webp", output_compression=50
+    )
     assert len(events) >= 2
     for event in events:
         assert event["output_format"] == "webp"
@@ -85,12 +90,12 @@ async def test_partial_images_have_the_format_that_is_asked_for(api, draw):
         assert image.format == "WEBP"
 
 
-async def test_an_edit_streams_in_words_of_its_own(api, draw_form):
+async def test_an_edit_streams_in_words_of_its_own(api, draw_form, until_read):
     answer = await draw_form(
         api,
         "edits",
         {"image": jpeg("grey")},
-        worker=previewing(api),
+        worker=previewing(api, until_read),
         prompt="a hat",
         stream="true",
         partial_images="1",
@@ -118,12 +123,12 @@ async def test_what_is_refused_before_the_task_is_made_is_no_stream(api, refused
     assert refused(answer)["param"] == "n"
 
 
-async def test_a_silent_stream_sends_comments_and_holds_a_place(api, draw, monkeypatch):
+async def test_a_silent_stream_sends_comments_and_holds_a_place(api, draw, monkeypatch, until_read):
     monkeypatch.setattr(streams, "HEARTBEAT_S", 0.05)
 
     async def slowly(claimed):
+        await until_read("", 3)
         assert api.services.streams == 1
-        await asyncio.sleep(0.4)
         await api.finish(claimed)
 
     answer = await draw(api, stream=True, worker=slowly)

@@ -22,7 +22,7 @@ from deployments.tasks.model import Kind, Output
 from pipelines.upscaler.catalogue import Upscalers
 
 VECTORS = Path(__file__).parents[3] / "unit" / "pipelines" / "webui" / "vectors.json"
-PATIENCE_S = 60.0
+PATIENCE_S = 300.0
 
 
 class WebUi:

@@ -22,7 +22,7 @@ async def drawn(webui, **body):
     """The answer of a call, and the tasks of both models in their order."""
     call, tasks = asyncio.create_task(webui.post("txt2img", **body)), []
     store = webui.api.services.store
-    async with asyncio.timeout(120):
+    async with asyncio.timeout(300):
         while not call.done():
             for queue in ("first", "second"):
                 for claimed in await store.claim(queue, "p", limit=1, request_id=uuid4().hex):

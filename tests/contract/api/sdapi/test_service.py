@@ -235,7 +235,7 @@ async def test_interrupt_takes_a_waiting_job_out_of_the_queue(webui):
         await asyncio.sleep(0.02)
     native = await webui.api.submit()
     await webui.api.http.post("/sdapi/v1/interrupt", params={"id_task": "mine"})
-    answer = await asyncio.wait_for(call, 30)
+    answer = await asyncio.wait_for(call, 300)
     assert (answer.status_code, answer.json()["images"]) == (200, [])
     await webui.api.http.post("/sdapi/v1/interrupt")
     assert (await webui.api.task(native))["status"] == "pending"
