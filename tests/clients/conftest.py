@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 import uuid
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from deployments.tasks.errors import StoreUnavailable
 from deployments.tasks.image import ImageJob
 from deployments.tasks.model import Claimed, Output
 from pipelines.components import Components
+from pipelines.diffusion import Diffusion
 from tests.unit.pipelines import conftest as checkpoints
 
 sd_folder, sd = checkpoints.sd_folder, checkpoints.sd
@@ -132,7 +134,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, callback_port: int) -> Iter
         http={"port": free_port()},
         api={"keys": [KEY]},
         callbacks={"allowed_private_hosts": [f"127.0.0.1:{callback_port}"], "backoff_s": 0.1},
-        tasks={"deadline_s": 20},
+        tasks={"deadline_s": 20, "lease_s": 600},
     )
     with serving(settings, lambda: FlatPainter(settings).run()) as found:
         yield found
@@ -146,10 +148,22 @@ def drawn(tmp_path_factory: pytest.TempPathFactory, sd: Components) -> Iterator[
         http={"port": free_port(), "disconnect_grace_s": 0.1},
         api={"keys": [KEY]},
         models={"tiny": {"width": 64, "height": 64, "num_inference_steps": 4, "max_rows": 4}},
-        tasks={"heartbeat_s": 0.05, "deadline_s": 20},
+        tasks={"heartbeat_s": 0.05, "deadline_s": 20, "lease_s": 600},
     )
     with serving(settings, lambda: _generate(settings, sd)) as found:
         yield found
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No machine draws so fast that a picture cannot be watched and stopped in its midst."""
+    denoise = Diffusion.denoise
+
+    def slowed(self: Diffusion, states: Any) -> Any:
+        time.sleep(0.05)
+        return denoise(self, states)
+
+    monkeypatch.setattr(Diffusion, "denoise", slowed)
 
 
 async def _generate(settings: Settings, components: Components) -> None:
@@ -175,15 +189,21 @@ def serving(
     thread.start()
     background = Background(worker)
     url = f"http://localhost:{port}"
-    _until_it_answers(url)
-    yield Served(url, KEY)
-    background.stop()
-    server.should_exit = True
-    thread.join()
-    redis.stop()
+    try:
+        _until_it_answers(url, thread)
+        yield Served(url, KEY)
+    finally:
+        background.stop()
+        server.should_exit = True
+        thread.join()
+        redis.stop()
 
 
-def _until_it_answers(url: str) -> None:
-    transport = httpx.HTTPTransport(retries=20)
-    with httpx.Client(transport=transport) as client:
-        assert client.get(f"{url}/health").status_code == 200
+def _until_it_answers(url: str, server: threading.Thread) -> None:
+    with httpx.Client(timeout=60) as client:
+        while server.is_alive():
+            with contextlib.suppress(httpx.TransportError):
+                assert client.get(f"{url}/health").status_code == 200
+                return
+            time.sleep(0.05)
+    raise AssertionError("the application did not start")

@@ -86,7 +86,7 @@ def drawn(sd, net, adapter, words, tmp_path_factory):
         http={"port": free_port()},
         api={"keys": [application.KEY]},
         models={"tiny": preset},
-        tasks={"heartbeat_s": 0.05, "deadline_s": 20},
+        tasks={"heartbeat_s": 0.05, "deadline_s": 20, "lease_s": 600},
         sdapi={"rounding": "round"},  # as the engine alone
     )
 
@@ -123,7 +123,7 @@ def engine(sd):
 
     def draw(**changes):
         request = ImageRequest(id="alone", **FIELDS | EULER | changes)
-        return worker.submit(request, lambda _: None).result(60).picture
+        return worker.submit(request, lambda _: None).result(300).picture
 
     yield draw
     worker.stop(5)
@@ -142,10 +142,11 @@ def as_base64(image: Image.Image) -> str:
 
 def over_http(served, **fields) -> np.ndarray:
     """The picture of a task of the native API."""
-    with httpx.Client(base_url=served.url, headers={"X-API-Key": served.key}) as client:
+    headers = {"X-API-Key": served.key}
+    with httpx.Client(base_url=served.url, headers=headers, timeout=120) as client:
         answer = client.post("/api/v1/generate", json=FIELDS | EULER | fields)
         assert answer.status_code == 200, answer.text
-        ends_at = time.monotonic() + 60
+        ends_at = time.monotonic() + 300
         while True:
             task = client.get(f"/api/v1/tasks/{answer.json()['task_id']}").json()
             if task["status"] == "completed":
@@ -285,7 +286,7 @@ def test_a_unit_that_cannot_be_honoured_is_refused_by_name(webui, photo, changes
 
 def test_an_embedding_is_listed_drawn_with_and_told_of(webui, words):
     asked = {"width": 64, "height": 64, "steps": 2, "seed": 5, "alwayson_scripts": {}}
-    ends_at = time.monotonic() + 60
+    ends_at = time.monotonic() + 300
     while not (listed := webui.get_embeddings())["loaded"]:
         assert time.monotonic() < ends_at
         time.sleep(0.1)

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "native-api.zh.md"
-TIMEOUT_S = 60
+TIMEOUT_S = 300
 
 
 def blocks(heading: str, language: str) -> list[str]:
@@ -70,7 +70,7 @@ def test_example_1_draws_from_text(run, first_example):
     assert "任务ID: " in printed
     url = re.search("生成成功！图片URL: (http.*)", printed)
     assert url
-    picture = httpx.get(url[1])
+    picture = httpx.get(url[1], timeout=TIMEOUT_S)
     assert picture.headers["content-type"] == "image/png"
     assert Image.open(io.BytesIO(picture.content)).size == (512, 512)
 
@@ -81,7 +81,7 @@ def test_example_2_draws_from_a_picture(run, first_example, tmp_path):
     printed = run(sys.executable, "-c", with_payload(first_example, code))
     url = re.search("生成成功！图片URL: (http.*)", printed)
     assert url
-    assert Image.open(io.BytesIO(httpx.get(url[1]).content)).size == (320, 256)
+    assert Image.open(io.BytesIO(httpx.get(url[1], timeout=TIMEOUT_S).content)).size == (320, 256)
 
 
 def test_example_3_draws_several_pictures(run, first_example):
@@ -102,7 +102,9 @@ def test_example_5_draws_the_same_picture_from_the_same_seed(run, first_example)
         )
         url = re.search("生成成功！图片URL: (http.*)", printed)
         assert url
-        pictures.append(Image.open(io.BytesIO(httpx.get(url[1]).content)).tobytes())
+        pictures.append(
+            Image.open(io.BytesIO(httpx.get(url[1], timeout=TIMEOUT_S).content)).tobytes()
+        )
     assert pictures[0] == pictures[1]
 
 
@@ -168,7 +170,10 @@ def test_example_4_calls_the_document_s_receiver(served, callback_port, receiver
     payload = space["payload"] | {"num_images": num_images}
     payload["callback_url"] = f"http://127.0.0.1:{callback_port}/api/callback"
     answer = httpx.post(
-        f"{served.url}/api/v1/generate", json=payload, headers={"X-API-Key": served.key}
+        f"{served.url}/api/v1/generate",
+        json=payload,
+        headers={"X-API-Key": served.key},
+        timeout=TIMEOUT_S,
     )
     task_id = answer.json()["task_id"]
     assert receiver.called.wait(TIMEOUT_S)
@@ -212,14 +217,15 @@ def test_the_curl_examples_of_the_reference_part_answer_as_it_says(run, adapted)
 def test_the_document_s_fields_of_a_task_are_all_there(served):
     headers = {"X-API-Key": served.key}
     _, *answers = blocks("### 3. 查询任务状态", "json")
-    created = httpx.post(f"{served.url}/api/v1/generate", json={"prompt": "a fox"}, headers=headers)
-    task = httpx.get(f"{served.url}/api/v1/tasks/{created.json()['task_id']}", headers=headers)
+    with httpx.Client(base_url=served.url, headers=headers, timeout=TIMEOUT_S) as client:
+        created = client.post("/api/v1/generate", json={"prompt": "a fox"})
+        task = client.get(f"/api/v1/tasks/{created.json()['task_id']}")
     for answer in answers:
         assert set(json.loads(answer)) <= set(task.json())
 
 
 def test_a_wrong_key_is_told_so_as_the_document_lists_it(served):
     for headers in ({}, {"X-API-Key": "wrong"}):
-        answer = httpx.get(f"{served.url}/api/v1/tasks/x", headers=headers)
+        answer = httpx.get(f"{served.url}/api/v1/tasks/x", headers=headers, timeout=TIMEOUT_S)
         assert answer.status_code == 401
         assert "API Key" in answer.json()["detail"]

@@ -186,10 +186,11 @@ def settings(tmp_path_factory: pytest.TempPathFactory, photos: PhotoHost) -> Set
                 for app_id, token, calls in accounts
             ],
             "xl_model": "embedded",
+            "answer_within_s": 600,
         },
         portraits=allowed,
         training=allowed,
-        tasks={"deadline_s": 20},
+        tasks={"deadline_s": 20, "lease_s": 600},
     )
 
 

@@ -23,7 +23,7 @@ SMALL |= {"sampler_name": "Euler a"}
 @pytest.fixture
 def drawing(drawn) -> Iterator[httpx.Client]:
     url = f"{drawn.url}/sdapi/v1/"
-    with httpx.Client(base_url=url, auth=("user", drawn.key), timeout=240) as client:
+    with httpx.Client(base_url=url, auth=("user", drawn.key), timeout=600) as client:
         yield client
 
 
@@ -113,7 +113,7 @@ def test_a_round_of_loopback_begins_with_what_the_last_one_drew(drawing):
     for number, (file, strength) in enumerate(zip(files, [0.6, 0.4, 0.2], strict=True)):
         own = {"init_images": [before], "seed": 7 + number, "denoising_strength": strength}
         (alone,), _ = posted(drawing, "img2img", begin | own)
-        assert (pixels(file) == pixels(alone)).all()
+        assert near(pixels(file), pixels(alone))
         before = base64.b64encode(file).decode()
 
 
@@ -145,8 +145,8 @@ def test_outpainting_draws_around_a_picture_and_keeps_its_bytes(drawing, script,
     assert picture.shape == (128, 128, 3)
     assert (picture[:64, 32:] == np.asarray(photo_)).all()
     assert picture[64:].std() > 1
-    again, _ = posted(drawing, "img2img", given)
-    assert again == [file]
+    (again,), _ = posted(drawing, "img2img", given)
+    assert same(again, file)
 
 
 def test_each_of_several_initial_pictures_is_drawn_as_it_is_alone(drawing):
@@ -177,4 +177,5 @@ def test_faces_are_drawn_again_and_nothing_else(drawing):
     assert columns.min() > 16
     assert "ADetailer model: face_yolov8n.pt" in info["infotexts"][0]
     off = {"alwayson_scripts": {"ADetailer": {"args": [False, False, unit]}}}
-    assert posted(drawing, "img2img", plain | off)[0] == [before]
+    (again,), _ = posted(drawing, "img2img", plain | off)
+    assert same(again, before)

@@ -115,7 +115,7 @@ def test_waiting_until_nothing_is_drawn_and_verbs_without_a_job(webui):
     assert webui.interrupt() == {}
     assert webui.skip() is None
     assert webui.get_progress()["progress"] == 0
-    assert time.monotonic() - started < 60
+    assert time.monotonic() - started < 300
 
 
 def test_calls_side_by_side_get_their_own_pictures(webui):
