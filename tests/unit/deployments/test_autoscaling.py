@@ -51,7 +51,8 @@ def context(target: int, open_calls: int = 0) -> SimpleNamespace:
 async def tick(policy: QueueDepthPolicy, ctx: SimpleNamespace) -> int:
     """Two calls of the controller with time for the poll between them."""
     policy(ctx)
-    await asyncio.sleep(0.01)
+    for _ in range(100):
+        await asyncio.sleep(0)
     return policy(ctx)[0]
 
 

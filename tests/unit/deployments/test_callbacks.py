@@ -148,7 +148,7 @@ def sender(store, sink, *, urls=urls_of, **settings):
 async def run_until(callback_sender, condition):
     running = asyncio.create_task(callback_sender.run())
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(120):
             while not condition():
                 await asyncio.sleep(0.005)
                 if running.done():
@@ -335,7 +335,8 @@ async def test_one_dead_host_holds_few_places_and_delays_nobody(impatient):
     }
 
 
-async def test_a_dead_host_is_asked_ever_less_often(impatient):
+async def test_a_dead_host_is_asked_ever_less_often(impatient, monkeypatch):
+    monkeypatch.setattr("deployments.callbacks.random.uniform", lambda least, most: 1.0)
     store, sink = Store(*(job(n) for n in range(5))), Sink(sink_test="hang")
     await run_until(sender(store, sink, timeout_s=3600), lambda: len(store.retried) == 3)
     delays = [delay_s for _, delay_s, *_ in store.retried]
@@ -420,5 +421,5 @@ def test_retry_after_is_read_leniently_and_bounded(text, seconds):
 
 
 def test_retry_after_may_be_a_date():
-    text = format_datetime(datetime.now(UTC) + timedelta(seconds=90), usegmt=True)
-    assert 85 < retry_after(Response(503, {"retry-after": text})) <= 90
+    text = format_datetime(datetime.now(UTC) + timedelta(seconds=3600), usegmt=True)
+    assert 3000 < retry_after(Response(503, {"retry-after": text})) <= 3600

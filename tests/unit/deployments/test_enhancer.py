@@ -27,7 +27,7 @@ async def test_pictures_that_wait_for_a_network_leave_threads_to_others(
     let_go = threading.Event()
 
     def slow(self, name, picture, between=lambda: None):
-        assert let_go.wait(30)
+        assert let_go.wait(300)
         return picture.repeat(4, 0).repeat(4, 1)
 
     monkeypatch.setattr(Upscalers, "enlarge", slow)
@@ -49,7 +49,7 @@ async def test_pictures_that_wait_for_a_network_leave_threads_to_others(
         while not all(job.progress for job in jobs):
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.1)
-        assert await asyncio.wait_for(asyncio.to_thread(lambda: "free"), 20) == "free"
+        assert await asyncio.wait_for(asyncio.to_thread(lambda: "free"), 60) == "free"
     finally:
         let_go.set()
     outputs = await asyncio.gather(*running)

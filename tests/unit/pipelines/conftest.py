@@ -159,7 +159,7 @@ def draw() -> Callable[..., list[Picture]]:
         for request in requests:
             if brings_files(request):
                 loader.order(request)
-        ends_at = time.monotonic() + 60
+        ends_at = time.monotonic() + 300
         while loader.waiting:
             assert time.monotonic() < ends_at
             assert [error for _, error in loader.ready() if error] == []

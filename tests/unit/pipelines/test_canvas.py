@@ -132,7 +132,7 @@ def test_the_engine_repaints_what_is_masked_and_every_other_byte_stays(
     )
     worker = EngineWorker(sd)
     worker.start()
-    finished = worker.submit(request).result(60).picture
+    finished = worker.submit(request).result(300).picture
     worker.stop()
     before, inside = np.asarray(photo), np.asarray(mask) > 0
     assert (finished[~inside] == before[~inside]).all()

@@ -27,7 +27,7 @@ from pipelines.engine.request import (
 from pipelines.engine.worker import EngineWorker
 from pipelines.errors import InvalidRequest, RequestCanceled
 from pipelines.loader import Loader, Slots
-from tests.unit.pipelines.engine.conftest import Run
+from tests.unit.pipelines.engine.conftest import Run, until
 from tests.unit.pipelines.guides import save_control, save_encoder, save_ip_adapter
 from tests.unit.pipelines.lora.layouts import attention, copied, kohya_layout, random_lora
 
@@ -69,7 +69,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     load = pipelines.loader.load_control
 
     def gated(path: Path, components: Components) -> Any:
-        assert opened.wait(30)
+        assert opened.wait(300)
         return load(path, components)
 
     monkeypatch.setattr(pipelines.loader, "load_control", gated)
@@ -106,7 +106,7 @@ def test_a_lora_does_not_wait_behind_a_control(
     while not run.engine.loader.controls.resident:
         run.engine.step()
     run.add(worn)
-    ends_at = time.monotonic() + 30
+    ends_at = time.monotonic() + 300
     while not run.ends(worn):
         assert time.monotonic() < ends_at
         run.engine.step()
@@ -166,7 +166,7 @@ def test_a_request_holds_all_it_needs_or_nothing(
     for request in (one, pair, third):
         loader.order(request)
     joined: list[str] = []
-    ends_at = time.monotonic() + 30
+    ends_at = time.monotonic() + 300
     while len(joined) < 2:
         assert time.monotonic() < ends_at
         for request_id, error in loader.ready():
@@ -251,11 +251,11 @@ def test_the_worker_sleeps_while_one_control_loads_and_another_waits_for_its_slo
     try:
         futures = [worker.submit(request) for request in requests]
         worker.start()
-        time.sleep(0.5)
-        assert worker.stats().loading == 2
+        until(lambda: worker.stats().loading == 2)
+        time.sleep(0.3)
         assert worker.stats().steps_total <= 6
         gate.set()
-        assert not wait(futures, timeout=60).not_done
+        assert not wait(futures, timeout=300).not_done
         assert all(future.result().picture.std() > 0 for future in futures)
     finally:
         gate.set()

@@ -33,7 +33,7 @@ class Run:
 
     def finish(self) -> None:
         """By time, not by steps: files are read beside them."""
-        ends_at = time.monotonic() + 60
+        ends_at = time.monotonic() + 300
         while not self.engine.idle:
             assert time.monotonic() < ends_at, "the engine does not come to an end"
             self.engine.step()
@@ -72,6 +72,13 @@ def draw(
     return {
         request.id: run.result(request).picture for requests in arrivals for request in requests
     }
+
+
+def until(true: Callable[[], bool]) -> None:
+    ends_at = time.monotonic() + 300
+    while not true():
+        assert time.monotonic() < ends_at
+        time.sleep(0.01)
 
 
 @pytest.fixture

@@ -209,7 +209,7 @@ class Gate:
         self.stopped = threading.Event()
 
     def enlarge(self, picture: Picture, between: Callable[[], None]) -> Picture:
-        self.open.wait(30)
+        assert self.open.wait(300)
         try:
             between()
         except RequestCanceled:
@@ -231,12 +231,11 @@ def upscalers(gate: Gate) -> Upscalers:
 
 
 def steps_until(engine: Engine, done: Callable[[], bool]) -> None:
-    for _ in range(200):
-        if done():
-            return
+    ends_at = time.monotonic() + 300
+    while not done():
+        assert time.monotonic() < ends_at, "it takes too long"
         engine.step()
         time.sleep(0.005 if engine.stalled else 0)
-    raise AssertionError("it takes too long")
 
 
 def test_others_are_drawn_while_a_network_enlarges(
@@ -254,7 +253,7 @@ def test_others_are_drawn_while_a_network_enlarges(
     assert [o.request_id for o in outcomes if isinstance(o, ImageResult)] == [other.id]
     assert not woken.is_set()
     gate.open.set()
-    assert woken.wait(30)
+    assert woken.wait(300)
     steps_until(engine, lambda: engine.idle)
     assert isinstance(outcomes[-1], ImageResult)
     # by hand: the picture of the first pass, as the network makes it, drawn on
@@ -287,7 +286,7 @@ def test_a_request_may_be_ended_while_a_network_enlarges(
     assert not engine.stalled
     steps_until(engine, lambda: engine.idle)
     gate.open.set()
-    assert gate.stopped.wait(30)
+    assert gate.stopped.wait(300)
     engine.step()
     (end,) = [o for o in outcomes if not isinstance(o, EngineEvent)]
     if drawn:
@@ -321,5 +320,5 @@ def test_a_worker_wakes_when_a_network_is_done(
     worker.start()
     future = worker.submit(hires(hires={"upscaler": "gate"}))
     gate.open.set()
-    assert future.result(60).picture.shape == (80, 96, 3)
+    assert future.result(300).picture.shape == (80, 96, 3)
     worker.stop()

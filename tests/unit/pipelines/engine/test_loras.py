@@ -19,7 +19,7 @@ from pipelines.engine.worker import EngineWorker
 from pipelines.errors import InvalidRequest, RequestCanceled
 from pipelines.loader import Slots
 from pipelines.lora.adapter import Adapter, AdapterCache
-from tests.unit.pipelines.engine.conftest import Run
+from tests.unit.pipelines.engine.conftest import Run, until
 from tests.unit.pipelines.lora.layouts import attention, copied, kohya_layout, random_lora
 
 MakeRequest = Callable[..., ImageRequest]
@@ -52,7 +52,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     read = AdapterCache.read
 
     def gated(self: AdapterCache, path: Path, rank: int | None = None) -> Adapter:
-        assert opened.wait(30)
+        assert opened.wait(300)
         return read(self, path, rank)
 
     monkeypatch.setattr(AdapterCache, "read", gated)
@@ -191,11 +191,11 @@ def test_the_worker_sleeps_while_adapters_are_read_and_wakes_when_they_are_there
         seen: list[EngineEvent] = []
         request = make_request(loras=(LoraUse(lora(1)), LoraUse(lora(2), 0.5, 0.0)))
         future = worker.submit(request, seen.append)
+        until(lambda: worker.stats().loading == 1)
         time.sleep(0.3)
-        assert worker.stats().loading == 1
         assert worker.stats().steps_total <= 2
         gate.set()
-        assert not wait([future], timeout=60).not_done
+        assert not wait([future], timeout=300).not_done
         assert future.result().picture.std() > 0
         assert worker.stats().loading == 0
     finally:
@@ -210,10 +210,10 @@ def test_a_canceled_request_ends_though_all_others_wait_for_adapters(
     try:
         request = make_request(loras=(LoraUse(lora(1)),))
         future = worker.submit(request)
-        time.sleep(0.1)
+        until(lambda: worker.stats().loading == 1)
         worker.cancel(request.id)
         with pytest.raises(RequestCanceled):
-            future.result(timeout=10)
+            future.result(timeout=300)
     finally:
         gate.set()
         worker.stop()

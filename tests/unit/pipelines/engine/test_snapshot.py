@@ -162,12 +162,12 @@ def test_the_worker_gives_a_running_requests_state_and_none_of_others(
     ended = worker.submit(request, on_event)
     worker.start()
     try:
-        unbroken = ended.result(60).picture
-        snapshot = found[0].result(10)
+        unbroken = ended.result(300).picture
+        snapshot = found[0].result(300)
         assert snapshot is not None
         assert snapshot.step_index == 2
-        assert worker.snapshot(request.id).result(10) is None
+        assert worker.snapshot(request.id).result(300) is None
         again = replace(request, resume=snapshot.to_bytes())
-        assert np.array_equal(worker.submit(again).result(60).picture, unbroken)
+        assert np.array_equal(worker.submit(again).result(300).picture, unbroken)
     finally:
         worker.stop()

@@ -33,7 +33,7 @@ def pictures_of(components: Components, requests: Sequence[ImageRequest]) -> lis
     engine = Engine(components, report=report)
     for request in requests:
         engine.add(request)
-    ends_at = time.monotonic() + 60
+    ends_at = time.monotonic() + 300
     while not engine.idle:
         assert time.monotonic() < ends_at
         if engine.loader.reading:

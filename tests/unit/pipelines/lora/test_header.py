@@ -123,4 +123,4 @@ def test_a_header_of_endless_keys_is_refused_before_it_is_read(
 
 def test_a_header_is_read_without_torch() -> None:
     code = "import sys, pipelines.lora.header; assert not {'torch', 'diffusers'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)

@@ -31,7 +31,7 @@ def by_engine(parts: Components, request: ImageRequest) -> Picture:
 
     engine = Engine(copied(parts), report=report)
     engine.add(request)
-    ends_at = time.monotonic() + 60
+    ends_at = time.monotonic() + 300
     while not engine.idle:
         assert time.monotonic() < ends_at
         if engine.stalled:
