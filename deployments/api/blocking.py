@@ -77,11 +77,6 @@ class BlockingCalls:
         request.state.deadline.reschedule(asyncio.get_running_loop().time() + MAX_CALL_S)
         return await while_connected(request, work)
 
-    async def outcome(self, new: Submission, owner: str) -> Task:
-        """The ended task of attended work. Raises as `create`, StoreUnavailable, TaskNotFound."""
-        with await self.create(new, owner) as call:
-            return await call.finished()
-
     async def create(self, new: Submission, owner: str) -> BlockingCall:
         """A task to wait for: enter the call, so that leaving it counts. Raises TooManyStreams and
         as `Services.generate`.

@@ -58,10 +58,25 @@ class CallerStore:
             both.pexpire(key, int(HOLD_TTL_S * 1000))
             await both.execute()
 
+    async def stop(self, owner: str, call: str) -> None:
+        """A call that is held shall begin nothing more, though it has no task at this moment."""
+        async with self._errors():
+            await self._commands.set(self._stop(owner, call), 1, px=int(HURRY_TTL_S * 1000))
+
+    async def stopped(self, owner: str, call: str) -> bool:
+        """Whether `stop` was asked for since it began, within HURRY_TTL_S."""
+        async with self._errors():
+            return bool(await self._commands.exists(self._stop(owner, call)))
+
     async def let_go(self, owner: str, call: str) -> None:
         """It is answered."""
-        async with self._errors():
-            await self._commands.hdel(self._key(f"calls:{owner}"), call)
+        async with self._errors(), self._commands.pipeline() as both:
+            both.hdel(self._key(f"calls:{owner}"), call)
+            both.delete(self._stop(owner, call))
+            await both.execute()
+
+    def _stop(self, owner: str, call: str) -> str:
+        return self._key(f"stop:{digest(owner, call)}")
 
     async def held(self, owner: str) -> dict[str, float]:
         """Calls that go on, and how much of each is done."""

@@ -16,6 +16,7 @@ from configs.settings import Settings
 from deployments.api.blocking import BlockingCalls, succeeded
 from deployments.api.sdapi.checkpoint import Cards
 from deployments.api.sdapi.hires import hires_body, hires_target
+from deployments.api.sdapi.job import Jobs
 from deployments.api.sdapi.schema import GenerationBody
 from deployments.api.sdapi.submission import (
     KEY_PREFIX,
@@ -168,7 +169,7 @@ class Drawing:
     ) -> list[Drawn]:
         """The pictures of one task; `metadata` go before what is told of `wanted`.
 
-        Raises TaskFailed, InvalidRequest, and as `BlockingCalls.outcome` and the object store.
+        Raises TaskFailed, InvalidRequest, and as `BlockingCalls.create` and the object store.
         """
         async with self._room:
             if self.interrupted:
@@ -177,7 +178,9 @@ class Drawing:
             caller = Caller(metadata or metadata_of(wanted), self._id, span)
             submission = submission_of(wanted, sent, self.settings)
             new = self._keyed(replace(submission, caller=caller))
-            task = await self._calls.outcome(new, self._owner)
+            with await self._calls.create(new, self._owner) as call:
+                await self._heed_interrupt(call.task)
+                task = await call.finished()
             await self._done(span)
         canceled = task.status is Status.CANCELED
         if canceled or await self.services.store.callers.hurried(task.id):
@@ -203,6 +206,7 @@ class Drawing:
                 self._owner,
                 comes_back=key is not None,
             ) as call:
+                await self._heed_interrupt(call.task)
                 task = await call.finished()
             await self._done(span)
         if task.status is Status.CANCELED:
@@ -215,6 +219,14 @@ class Drawing:
         if span != ALL and self._told is None:
             await self._tell()
             self._told = asyncio.create_task(self._keep_telling())
+
+    async def _heed_interrupt(self, made: Task) -> None:
+        """One that came before this task was there could not end it."""
+        if self._told is None:
+            return
+        with contextlib.suppress(StoreUnavailable):
+            if await self.services.store.callers.stopped(self._owner, self._id):
+                await Jobs(self.services, self._owner).end(made)
 
     async def _done(self, span: Span) -> None:
         self._share = max(self._share, span.end)

@@ -89,15 +89,23 @@ class Jobs:
         return min(named, key=lambda task: span_of(task)[0], default=None)
 
     async def interrupt(self, id_task: str | None) -> None:
-        """End all tasks of its call with what is drawn by now; nothing where there is none."""
-        task = await self.find(id_task)
-        if task is None or task.status in TERMINAL:
-            return
+        """End all tasks of its call with what is drawn by now, and let it begin none, also where it
+        is between two of them; nothing where there is no call.
+        """
+        callers = self.services.store.callers
+        held, task = await callers.held(self.owner), await self.find(id_task)
+        if task is not None and task.status not in TERMINAL:
+            name = client_id(task)
+        else:
+            name = id_task or max(held, key=held.__getitem__, default=None)
+        if name in held:
+            await callers.stop(self.owner, name)
         for each in await self.active():
-            if client_id(each) == client_id(task):
-                await self._end(each)
+            if client_id(each) == name:
+                await self.end(each)
 
-    async def _end(self, task: Task) -> None:
+    async def end(self, task: Task) -> None:
+        """With what is drawn by now."""
         if task.status is Status.RUNNING and task.kind is Kind.IMAGE:
             await self.services.store.callers.hurry(task.id)
             return

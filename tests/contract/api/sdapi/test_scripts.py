@@ -218,6 +218,28 @@ async def test_an_interrupted_script_answers_with_what_is_drawn_and_begins_no_mo
     assert len(answer.json()["images"]) == 1
 
 
+async def test_an_interrupt_between_two_tasks_of_a_call_lets_it_begin_no_more(webui, monkeypatch):
+    generate, first, going_on = webui.api.services.generate, [True], asyncio.Event()
+
+    async def held(*args):
+        if not first:
+            await going_on.wait()
+        first.clear()
+        return await generate(*args)
+
+    monkeypatch.setattr(webui.api.services, "generate", held)
+    body = SMALL | {"init_images": [file()], "script_name": "Loopback", "script_args": [5]}
+    call, claimed = await webui.begin("img2img", **body)
+    await webui.finish(claimed)
+    while (await webui.get("progress"))["progress"] < 0.2:
+        await asyncio.sleep(0.02)
+    await webui.api.http.post("/sdapi/v1/interrupt")
+    going_on.set()
+    answer = await asyncio.wait_for(call, 300)
+    assert (answer.status_code, len(answer.json()["images"])) == (200, 1)
+    assert await webui.claim() == []
+
+
 async def test_an_interrupt_ends_all_tasks_of_a_call_and_no_other(webui):
     other = asyncio.create_task(webui.post("txt2img", **SMALL))
     while not (await webui.api.http.get("/internal/pending-tasks")).json()["size"]:
