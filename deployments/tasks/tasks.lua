@@ -15,7 +15,7 @@
 -- ended           zset of ended ids by end, for the expiry; all:<status>:<kind> and
 --                 own:<status>:<kind>:<owner> zsets by creation (`*` = any), for listings
 -- events:<id>     stream; watch:<id> someone reads it; wake:<q> one-entry stream, grows with work
--- hurry:<id>      it is to end with what is there; options:<owner> hash, see caller.py
+-- hurry:<id>      it is to end with what is there; options:, calls:<owner>, stop:<call>: see caller.py
 -- idem:<digest>   hash task, fingerprint; tomb:<id> last fence of a deleted task
 -- callbacks       zset of task ids by next try; callback:<id> hash
 -- replay:<rid>    what a call answered, for its repetition
