@@ -26,7 +26,7 @@ class PortraitSettings(Section):
     target_tasks: float = Field(
         4.0, gt=0, description="Queued and running portraits a worker is meant to have."
     )
-    max_people: int = Field(10, ge=1, description="Of one portrait.")
+    max_people: int = Field(20, ge=1, description="Of one portrait.")
     max_photos: int = Field(20, ge=1, le=1000, description="Of one person, or of one check.")
     max_photo_bytes: int = Field(16 * 2**20, ge=1024)
     max_bytes: int = Field(128 * 2**20, ge=1024, description="Of all pictures of one request.")

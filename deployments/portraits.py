@@ -10,7 +10,7 @@ from typing import Any
 from configs.settings import Settings
 from deployments.log import get_logger
 from deployments.painter import ByHandle, Draw, EnlargeThere, GeneratorPainter
-from deployments.portrait_run import Bench, PortraitRun
+from deployments.portrait_run import READ, Bench, PortraitRun, fault_in
 from deployments.runner import AttemptFailed, Job
 from deployments.storage.store import ObjectStore, StorageUnavailable
 from deployments.tasks.model import Output
@@ -60,13 +60,15 @@ class Portraits(Worker):
     async def _run(self, job: Job) -> list[Output]:
         try:
             return await self._outputs(job)
-        except (InvalidRequest, PortraitError, NonFiniteOutput, StorageUnavailable):
+        except (InvalidRequest, PortraitError, StorageUnavailable):
             raise
         except Exception as error:
-            where = (job.progress.stage or "its beginning").replace("_", " ")
-            raise AttemptFailed(
-                "portrait_failed", f"the portrait ended unexpectedly at: {where}"
-            ) from error
+            stage = job.progress.stage or READ
+            fault, where = fault_in(stage), stage.replace("_", " ")
+            if isinstance(error, NonFiniteOutput):  # another attempt would draw the same
+                raise PortraitError(fault, f"{where}: {error}") from error
+            message = f"the portrait ended unexpectedly at: {where}"
+            raise AttemptFailed(fault.value, message) from error
 
     async def _outputs(self, job: Job) -> list[Output]:
         order = PortraitOrder.model_validate(job.task.input)

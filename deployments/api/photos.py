@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from urllib.parse import quote
 
 from deployments.fetch import FetchFailed, UrlPolicy, UrlRefused, fetch
 from pipelines.errors import InvalidImage, InvalidRequest
@@ -16,6 +17,7 @@ _FETCHES = 8
 """Pictures fetched at once, of all requests."""
 FETCH_ALL_S = 60.0
 """For all pictures of one request: others wait meanwhile."""
+_URL_CHARACTERS = "%:/?#[]@!$&'()*+,;="
 
 
 class SentPhotos:
@@ -38,14 +40,20 @@ class SentPhotos:
     async def outcomes(self, sent: Mapping[str, SentPhoto]) -> dict[str, bytes | InvalidImage]:
         """The file of each, or why it cannot be had. Raises InvalidRequest for too much in all."""
         left = self._max_total_bytes
+        until = asyncio.get_running_loop().time() + FETCH_ALL_S
 
         async def one(field: str, photo: SentPhoto) -> bytes | InvalidImage:
             nonlocal left
-            async with self._slots:
-                try:
+            try:
+                async with asyncio.timeout_at(until), self._slots:
                     data = await self._file(field, photo)
-                except InvalidImage as error:
-                    return error
+            except InvalidImage as error:
+                return error
+            except TimeoutError:
+                return InvalidImage(
+                    field,
+                    f"{field} was not there when all pictures had taken {FETCH_ALL_S:g} s",
+                )
             left -= len(data)
             if left < 0:
                 raise InvalidRequest(
@@ -55,8 +63,7 @@ class SentPhotos:
 
         tasks = [asyncio.create_task(one(field, photo)) for field, photo in sent.items()]
         try:
-            async with asyncio.timeout(FETCH_ALL_S):
-                found = await asyncio.gather(*tasks)
+            found = await asyncio.gather(*tasks)
         finally:
             for task in tasks:
                 task.cancel()
@@ -72,9 +79,14 @@ class SentPhotos:
             return photo
         if photo[:7].lower() == "http://" or photo[:8].lower() == "https://":
             try:
-                return await fetch(photo, max_bytes=self._max_bytes, policy=self._policy)
+                return await fetch(as_sent(photo), max_bytes=self._max_bytes, policy=self._policy)
             except (UrlRefused, FetchFailed) as error:
                 raise InvalidImage(field, f"{field}: {error}") from None
         return await asyncio.to_thread(
             decode_data_url, photo, field=field, max_bytes=self._max_bytes
         )
+
+
+def as_sent(url: str) -> str:
+    """An address as it goes over the wire: what is not ASCII, or a blank, percent-encoded."""
+    return quote(url, safe=_URL_CHARACTERS, errors="replace")

@@ -86,7 +86,7 @@ class PortraitSubmission:
         for number, person in enumerate(self.people):
             for index, photo in enumerate(person.photos):
                 found[f"people.{number}.photos.{index}"] = photo
-        if image := self.parameters.get("ipa_image_path"):
+        if (image := _face_image(self.parameters)) is not None:
             found["ipa_image_path"] = image
         return found
 
@@ -284,9 +284,15 @@ def _references(lora: Lora, version: int | None) -> tuple[str, ...]:
     return ()
 
 
+def _face_image(parameters: Mapping[str, Any]) -> SentPhoto | None:
+    """None also for what can be no picture, which `PortraitParameters` refuses."""
+    image = parameters.get("ipa_image_path")
+    return image if isinstance(image, str | bytes) and image else None
+
+
 def _stored(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Without the picture that may be among them: it is kept beside."""
-    if not parameters.get("ipa_image_path"):
+    if _face_image(parameters) is None:
         return dict(parameters)
     return {**parameters, "ipa_image_path": "ipa_image_path"}
 

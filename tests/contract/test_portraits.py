@@ -30,6 +30,7 @@ from deployments.tasks.portrait import (
 )
 from deployments.tasks.store import TaskStore
 from pipelines.engine.request import ImageRequest
+from pipelines.errors import NonFiniteOutput
 from pipelines.images import decode_image
 from pipelines.portrait.job import PortraitJob
 from pipelines.portrait.stages import STAGES
@@ -345,8 +346,22 @@ async def test_a_portrait_that_never_ends_well_tells_at_which_stage(
     start()
     done = await ended(store, await order())
     assert done.error
-    assert done.error.code == "portrait_failed"
+    assert done.error.code == "first_fusion"
     assert done.error.message == "the portrait ended unexpectedly at: fuse before"
+
+
+async def test_a_repaint_that_never_draws_numbers_fails_once_by_its_stage(
+    start: Start, order: Submit, store: TaskStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def repaint_second(job: PortraitJob) -> PortraitJob:
+        raise NonFiniteOutput("the model produced NaN")
+
+    monkeypatch.setattr(portrait_run, "STAGES", (*STAGES[:2], repaint_second))
+    start()
+    done = await ended(store, await order())
+    assert done.error
+    assert (done.error.code, done.attempt) == ("second_repaint", 1)
+    assert done.error.message == "repaint second: the model produced NaN"
 
 
 async def test_a_network_enhances_where_the_generator_is(

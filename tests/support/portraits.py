@@ -12,13 +12,18 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from deployments.api.services import Services
 from deployments.loras.model import PREFIX, Lora, NewLora, Version
 
+_SILENT = "/silent.jpg"
+
 
 class PhotoHost:
-    """Files at addresses of loopback; any other is 404."""
+    """Files at addresses of loopback; any other is 404, and one is never answered."""
 
     def __init__(self, server: ThreadingHTTPServer, files: dict[str, bytes]) -> None:
         self.netloc = f"127.0.0.1:{server.server_port}"
         self._files = files
+
+    def silent(self) -> str:
+        return self.missing(_SILENT)
 
     def url(self, data: bytes, name: str = "photo.jpg") -> str:
         path = f"/{uuid.uuid4().hex}/{name}"
@@ -32,18 +37,23 @@ class PhotoHost:
 @contextlib.contextmanager
 def photo_host() -> Iterator[PhotoHost]:
     files: dict[str, bytes] = {}
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(files))
+    ended = threading.Event()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(files, ended))
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     yield PhotoHost(server, files)
+    ended.set()
     server.shutdown()
     thread.join()
     server.server_close()
 
 
-def _handler(files: Mapping[str, bytes]) -> type[BaseHTTPRequestHandler]:
+def _handler(files: Mapping[str, bytes], ended: threading.Event) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            if self.path == _SILENT:
+                ended.wait()
+                return
             data = files.get(self.path.partition("?")[0])
             self.send_response(404 if data is None else 200)
             self.send_header("Content-Length", str(len(data or b"")))

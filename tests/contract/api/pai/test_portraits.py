@@ -14,8 +14,7 @@ from deployments.api.pai.error import FAULTS
 from deployments.tasks.exchange import Beat
 from deployments.tasks.image import ImageOrder
 from deployments.tasks.model import Progress
-from deployments.tasks.portrait import PORTRAIT_QUEUE, PortraitOrder
-from tests.contract.api.pai.conftest import told
+from tests.contract.api.pai.conftest import RESULT, created, told
 from tests.support.portraits import learned
 from tests.unit.pipelines.portrait.pictures import beside, photo, photo_file
 
@@ -30,20 +29,6 @@ FACE_COUNT = (
 )
 FACE_ID = "500|error|Face id image decord error. Pleace check the user's lora is trained or not."
 UNKNOWN_MODEL = "404|PARAMETER_ERROR|model not found"
-RESULT = b"the portrait's file"
-
-
-async def created(pai, end=None, **body):
-    """The order that a call made, and its answer once a worker has done what `end` does."""
-    call = asyncio.create_task(pai.aigc("create", **body))
-    claiming = asyncio.create_task(pai.claim(PORTRAIT_QUEUE))
-    await asyncio.wait((call, claiming), return_when=asyncio.FIRST_COMPLETED)
-    if not claiming.done():
-        claiming.cancel()
-        raise AssertionError(call.result().text)
-    claimed = claiming.result()
-    await (end or (lambda claimed: pai.succeed(claimed, RESULT)))(claimed)
-    return PortraitOrder.model_validate(claimed.task.input), await call
 
 
 async def test_one_person_is_put_into_a_template(pai):
