@@ -22,7 +22,7 @@ from pipelines.images import decode_image, encode_image
 from pipelines.portrait.array import Picture
 from pipelines.portrait.errors import Fault, PortraitError
 from pipelines.portrait.faces import FaceReader
-from pipelines.portrait.job import Enlarge, PortraitJob, Subject, Tools
+from pipelines.portrait.job import Enlarge, PortraitJob, Subject, Swap, Tools
 from pipelines.portrait.parameters import PortraitParameters
 from pipelines.portrait.portrait import read_subject
 from pipelines.portrait.stages import STAGES
@@ -77,6 +77,7 @@ class Bench:
     objects: ObjectStore
     reader: FaceReader
     max_pixels: int
+    swap: Swap | None = None
 
 
 class PortraitRun:
@@ -98,7 +99,8 @@ class PortraitRun:
         self._on_stage, self._order = on_stage, order
         self._parameters = PortraitParameters.of(order.parameters, sdxl=order.sdxl)
         enlarge = None if painter is None else painter.enlarge
-        self._tools = Tools(bench.reader.detect, enlarge=enlarge, embed=bench.reader.embed)
+        reader = bench.reader
+        self._tools = Tools(reader.detect, swap=bench.swap, enlarge=enlarge, embed=reader.embed)
         self._log = TaskLogger(log, job.task.id)
         self._before = [READ] if order.template is not None else [READ, DRAW]
         self._names = [*self._before, *(stage.__name__ for stage in STAGES)]

@@ -23,6 +23,7 @@ from pipelines.portrait.errors import PortraitError
 from pipelines.portrait.faces import FaceReader
 from pipelines.portrait.job import PortraitJob
 from pipelines.portrait.portrait import so_far
+from pipelines.portrait.swapper import swapper_of
 
 log = get_logger(__name__)
 
@@ -43,7 +44,8 @@ class Portraits(Worker):
         enlarge: EnlargeThere | None = None,
     ) -> None:
         """`draw` None: nothing is repainted, and templates have to be given. `enlarge` serves
-        `portraits.upscaler` where `draw` is given too."""
+        `portraits.upscaler` where `draw` is given too. Raises ModelError for the swapper's file."""
+        swap = swapper_of(settings.portraits)  # before anything is claimed
         super().__init__(
             settings,
             redis_url=redis_url,
@@ -55,7 +57,8 @@ class Portraits(Worker):
         )
         self._models, self._draw, self._enlarge = settings.models, draw, enlarge
         self._upscaler = settings.portraits.upscaler
-        self._bench = Bench(self._objects, FaceReader(), settings.limits.max_input_pixels)
+        most = settings.limits.max_input_pixels
+        self._bench = Bench(self._objects, FaceReader(), most, swap)
 
     async def _run(self, job: Job) -> list[Output]:
         try:

@@ -36,6 +36,7 @@ from deployments.tasks.portrait import (
 from deployments.tasks.store import TaskStore
 from pipelines.errors import InvalidImage, InvalidRequest
 from pipelines.images import decode_image
+from pipelines.lora.header import PROMPTS
 from pipelines.portrait.face import faces_of_subjects
 from pipelines.portrait.parameters import PortraitParameters
 from pipelines.portrait.photo import PhotoCheck
@@ -218,7 +219,7 @@ class PortraitService:
         self, new: PortraitSubmission, model: str, owner: str, task_id: str
     ) -> PortraitOrder:
         """With LoRAs looked up, which stay until the task has ended."""
-        given = _stored(new.parameters)
+        given, seed = _stored(new.parameters), given_or(new.seed, secrets.randbits(32))
         prompt, scene = given.get("t2i_prompt") or None, given.get("scene_id") or None
         wanted = [person.lora for person in new.people if person.lora is not None]
         if scene is not None:
@@ -227,7 +228,7 @@ class PortraitService:
         scene_lora = loras.pop() if scene is not None else None
         if scene_lora is not None and prompt is None:
             told = await self._registry.store.get(scene_lora.id or "", owner=owner)
-            prompt = ", ".join(told.trigger_words) or told.name
+            prompt = _scene_prompt(told, scene_lora.version, seed)
         people: list[PortraitPerson] = []
         for number, person in enumerate(new.people):
             lora = loras.pop(0) if person.lora is not None else None
@@ -245,7 +246,7 @@ class PortraitService:
             ipa_image=upload_key(task_id, "ipa_image_path") if has_image else None,
             parameters=given,
             sdxl=new.sdxl,
-            seed=given_or(new.seed, secrets.randbits(32)),
+            seed=seed,
             output_format=file_format(new.output_format),
             output_quality=new.output_quality,
             client_id=new.client_id,
@@ -278,10 +279,14 @@ class PortraitService:
 
 
 def _references(lora: Lora, version: int | None) -> tuple[str, ...]:
-    for each in lora.versions:
-        if each.number == version:
-            return each.references
-    return ()
+    return next((each.references for each in lora.versions if each.number == version), ())
+
+
+def _scene_prompt(lora: Lora, version: int | None, seed: int) -> str:
+    """One of those it was trained with, if it tells them."""
+    told = (each.metadata.get(PROMPTS, "") for each in lora.versions if each.number == version)
+    prompts = next(told, "").splitlines() or [", ".join(lora.trigger_words) or lora.name]
+    return prompts[seed % len(prompts)]
 
 
 def _face_image(parameters: Mapping[str, Any]) -> SentPhoto | None:

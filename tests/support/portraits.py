@@ -67,7 +67,12 @@ def _handler(files: Mapping[str, bytes], ended: threading.Event) -> type[BaseHTT
 
 
 async def learned(
-    services: Services, owner: str, photos: Sequence[bytes], *, task_id: str | None = None
+    services: Services,
+    owner: str,
+    photos: Sequence[bytes],
+    *,
+    task_id: str | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> Lora:
     """A LoRA as a training publishes it, with the photos of its person. Its weights are none."""
     task_id = task_id or str(uuid.uuid4())
@@ -83,7 +88,7 @@ async def learned(
         rank=4,
         base="sd",
         base_model="embedded",
-        metadata={},
+        metadata=metadata or {},
         task_id=task_id,
         references=tuple([await registry.keep_preview(photo) for photo in photos]),
     )

@@ -14,6 +14,7 @@ from deployments.api.pai.error import FAULTS
 from deployments.tasks.exchange import Beat
 from deployments.tasks.image import ImageOrder
 from deployments.tasks.model import Progress
+from pipelines.lora.header import PROMPTS
 from tests.contract.api.pai.conftest import RESULT, created, told
 from tests.support.portraits import learned
 from tests.unit.pipelines.portrait.pictures import beside, photo, photo_file
@@ -108,6 +109,22 @@ async def test_a_scene_is_named_by_the_id_of_its_training(pai):
         configure={"scene_id": scene.name},
     )
     assert order.scene.id == scene.id
+
+
+async def test_a_scene_without_a_prompt_is_drawn_by_one_of_its_own(pai):
+    told = {PROMPTS: "a beach\na garden"}
+    lora, scene = await pai.learned(), await learned(pai.api.services, pai.owner, [], metadata=told)
+    configure, drawn = {"scene_id": scene.name}, set()
+    for _ in range(40):  # each with a seed of its own
+        order, _ = await created(pai, model_id=lora.name, configure=configure)
+        drawn.add(order.prompt)
+        if len(drawn) == 2:
+            break
+    assert drawn == {"a beach", "a garden"}
+    order, _ = await created(
+        pai, model_id=lora.name, configure=configure | {"t2i_prompt": "a street"}
+    )
+    assert order.prompt == "a street"
 
 
 async def test_an_sdxl_is_used_by_its_name_where_one_is_set(open_pai):

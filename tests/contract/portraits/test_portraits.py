@@ -1,145 +1,40 @@
-"""Portrait tasks from the queue to the picture: real stores, real faces, no Ray.
+"""Portrait tasks from the queue to the picture.
 
 The worker runs in this process, or in one of its own where it is to be killed.
 """
 
 import asyncio
-import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 import pytest
 
-from configs.settings import Settings, TaskSettings
+from configs.settings import Settings
 from deployments import portrait_run
 from deployments.portraits import Portraits
-from deployments.storage import open_store as open_objects
 from deployments.storage.store import ObjectStore
-from deployments.tasks.model import TERMINAL, Kind, NewTask, Status, Task
-from deployments.tasks.portrait import (
-    PORTRAIT_QUEUE,
-    PortraitOrder,
-    PortraitPerson,
-    portrait_prefix,
-    upload_key,
-)
+from deployments.tasks.model import Status
 from deployments.tasks.store import TaskStore
 from pipelines.engine.request import ImageRequest
-from pipelines.errors import NonFiniteOutput
+from pipelines.errors import ModelError
 from pipelines.images import decode_image
 from pipelines.portrait.job import PortraitJob
 from pipelines.portrait.stages import STAGES
-from tests.unit.pipelines.portrait.pictures import photo, photo_file
-
-ARDERN = photo_file("ardern")
-NAMES = [stage.__name__ for stage in STAGES]
-
-Submit = Callable[..., Awaitable[Task]]
-Start = Callable[..., Portraits]
-
-
-@pytest.fixture
-def settings(redis_url: str, key_prefix: str, tmp_path: Path) -> Settings:
-    tasks = TaskSettings(
-        heartbeat_s=0.05, lease_s=30, backoff_s=0.05, key_prefix=key_prefix, deadline_s=20
-    )
-    return Settings(redis_url=redis_url, tasks=tasks, data_dir=tmp_path / "data")
-
-
-@pytest.fixture
-def objects(settings: Settings) -> ObjectStore:
-    return open_objects(settings)
-
-
-@pytest.fixture
-async def start(settings: Settings, redis_url: str) -> AsyncIterator[Start]:
-    started: list[Portraits] = []
-
-    def start_one(**given: Any) -> Portraits:
-        started.append(Portraits(settings, redis_url=redis_url, **given))
-        return started[-1]
-
-    yield start_one
-    for worker in started:
-        await worker.drain()
-
-
-@pytest.fixture
-def order(store: TaskStore, objects: ObjectStore) -> Submit:
-    """await order(("obama", "collins"), template=data): a task, as the API makes it."""
-
-    async def submit(
-        subjects: tuple[str, ...] = ("obama",), template: bytes | None = ARDERN, **fields: Any
-    ) -> Task:
-        task_id, people = str(uuid4()), []
-        for number, name in enumerate(subjects):
-            key = upload_key(task_id, f"people.{number}.photos.0")
-            await objects.put(key, photo_file(name) if name else b"no picture", "image/jpeg")
-            people.append(PortraitPerson(references=(key,), name=name))
-        key = upload_key(task_id, "template")
-        if template is not None:
-            await objects.put(key, template, "image/jpeg")
-        made = PortraitOrder(
-            model="embedded",
-            people=tuple(people),
-            template=None if template is None else key,
-            seed=7,
-            **fields,
-        )
-        new = NewTask(
-            kind=Kind.PORTRAIT,
-            queue=PORTRAIT_QUEUE,
-            owner="ann",
-            input=made.model_dump(mode="json"),
-        )
-        return (await store.create(new, task_id=task_id))[0]
-
-    return submit
-
-
-@pytest.fixture
-def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the stages that ran in this process."""
-    names: list[str] = []
-
-    def told(stage: Callable[[PortraitJob], PortraitJob]) -> Callable[[PortraitJob], PortraitJob]:
-        def run(job: PortraitJob) -> PortraitJob:
-            names.append(stage.__name__)
-            return stage(job)
-
-        run.__name__ = stage.__name__
-        return run
-
-    monkeypatch.setattr(portrait_run, "STAGES", tuple(map(told, STAGES)))
-    return names
-
-
-async def ended(store: TaskStore, task: Task) -> Task:
-    async with asyncio.timeout(100):
-        while (now := await store.get(task.id)).status not in TERMINAL:
-            await asyncio.sleep(0.02)
-        return now
-
-
-async def until(condition: Callable[[], Any]) -> None:
-    async with asyncio.timeout(100):
-        while not condition():
-            await asyncio.sleep(0.01)
-
-
-def kept(settings: Settings, task: Task) -> list[str]:
-    """Names of what a task keeps for itself."""
-    folder = settings.data_dir / "objects" / portrait_prefix(task.id)
-    return [name for _, _, names in os.walk(folder) for name in names]
-
-
-async def picture(objects: ObjectStore, task: Task) -> np.ndarray:
-    return np.asarray(decode_image(await objects.get(task.outputs[0].key), max_pixels=10**6))
+from tests.contract.portraits.conftest import (
+    ARDERN,
+    NAMES,
+    Start,
+    Submit,
+    ended,
+    kept,
+    picture,
+    until,
+)
+from tests.unit.pipelines.portrait.pictures import photo
+from tests.unit.pipelines.portrait.test_swapper import onnx
 
 
 async def test_a_portrait_is_kept_and_what_was_sent_for_it_goes(
@@ -186,28 +81,6 @@ async def test_whoever_watches_is_told_the_stage_and_shown_pictures_between(
     await ended(store, task)
     seen += await store.events(task.id, after="0", block_s=0)
     assert "preview" in [event.type for event in seen]
-
-
-async def test_a_portrait_that_cannot_be_made_fails_once_and_names_the_stage(
-    start: Start, order: Submit, store: TaskStore
-) -> None:
-    start()
-    done = await ended(store, await order(("obama", "collins")))
-    assert done.status is Status.FAILED
-    assert done.error
-    assert done.error.code == "face_count"
-    assert done.error.message.startswith("locate faces: the template must have as many faces")
-    assert done.attempt == 1, "another attempt would find the same"
-
-
-async def test_a_photo_that_is_no_picture_any_more_is_named(
-    start: Start, order: Submit, store: TaskStore
-) -> None:
-    start()
-    done = await ended(store, await order(("",)))
-    assert done.error
-    assert (done.error.code, done.attempt) == ("invalid_request", 1)
-    assert "people.0.photos" in done.error.message
 
 
 async def test_a_canceled_portrait_runs_no_further_stage_and_leaves_nothing_behind(
@@ -312,58 +185,6 @@ async def test_after_a_kill_a_drawn_template_is_not_drawn_again(
     assert (await picture(objects, done)).shape == photo("collins").shape
 
 
-async def test_after_an_error_a_portrait_begins_anew(
-    start: Start, order: Submit, store: TaskStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What led to the error may be in the state."""
-    seen: list[str] = []
-
-    def failing(job: PortraitJob) -> PortraitJob:
-        seen.append("failing")
-        if seen.count("failing") == 1:
-            raise RuntimeError("of no kind that is known")
-        return job
-
-    def first(job: PortraitJob) -> PortraitJob:
-        seen.append("first")
-        return STAGES[0](job)
-
-    monkeypatch.setattr(portrait_run, "STAGES", (first, STAGES[1], failing, *STAGES[3:]))
-    monkeypatch.setattr(portrait_run, "SAVE_AFTER_S", 0.0)
-    start()
-    done = await ended(store, await order())
-    assert (done.status, done.errors) == (Status.SUCCEEDED, 1)
-    assert seen == ["first", "failing", "first", "failing"]
-
-
-async def test_a_portrait_that_never_ends_well_tells_at_which_stage(
-    start: Start, order: Submit, store: TaskStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fuse_before(job: PortraitJob) -> PortraitJob:
-        raise RuntimeError("of no kind that is known")
-
-    monkeypatch.setattr(portrait_run, "STAGES", (*STAGES[:2], fuse_before))
-    start()
-    done = await ended(store, await order())
-    assert done.error
-    assert done.error.code == "first_fusion"
-    assert done.error.message == "the portrait ended unexpectedly at: fuse before"
-
-
-async def test_a_repaint_that_never_draws_numbers_fails_once_by_its_stage(
-    start: Start, order: Submit, store: TaskStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def repaint_second(job: PortraitJob) -> PortraitJob:
-        raise NonFiniteOutput("the model produced NaN")
-
-    monkeypatch.setattr(portrait_run, "STAGES", (*STAGES[:2], repaint_second))
-    start()
-    done = await ended(store, await order())
-    assert done.error
-    assert (done.error.code, done.attempt) == ("second_repaint", 1)
-    assert done.error.message == "repaint second: the model produced NaN"
-
-
 async def test_a_network_enhances_where_the_generator_is(
     settings: Settings, redis_url: str, order: Submit, store: TaskStore
 ) -> None:
@@ -385,15 +206,6 @@ async def test_a_network_enhances_where_the_generator_is(
     assert asked == [("embedded", "R-ESRGAN 4x+")]
 
 
-async def test_a_template_that_nothing_here_draws_is_asked_for(
-    start: Start, order: Submit, store: TaskStore
-) -> None:
-    start()
-    done = await ended(store, await order(template=None, prompt="a woman at sea"))
-    assert done.error
-    assert done.error.message == "template: template must be given: no model draws one here"
-
-
 async def test_a_prompt_draws_the_template_and_the_result_says_what_it_went_without(
     start: Start, order: Submit, store: TaskStore
 ) -> None:
@@ -412,3 +224,23 @@ async def test_a_prompt_draws_the_template_and_the_result_says_what_it_went_with
     (output,) = done.outputs
     assert (output.height, output.width) == photo("collins").shape[:2]
     assert output.notes == ("the base model knows no photos, so that nothing is repainted",)
+
+
+async def test_a_swapper_of_the_settings_is_asked_for_every_face(
+    settings: Settings, redis_url: str, order: Submit, store: TaskStore, objects: ObjectStore,
+    start: Start, tmp_path: Path,
+) -> None:  # fmt: skip
+    file = tmp_path / "swap.onnx"
+    file.write_bytes(onnx(128))
+    swapping = settings.portraits.model_copy(update={"swapper": file})
+    given = settings.model_copy(update={"portraits": swapping})
+    worker = Portraits(given, redis_url=redis_url)
+    swapped = await ended(store, await order())
+    await worker.drain()
+    assert swapped.status is Status.SUCCEEDED, swapped.error
+    start()
+    warped = await ended(store, await order())
+    assert (await picture(objects, swapped) != await picture(objects, warped)).any()
+    file.write_bytes(b"no model")
+    with pytest.raises(ModelError, match=r"swap\.onnx"):
+        Portraits(given, redis_url=redis_url)
