@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Mapping
 from urllib.parse import quote
 
@@ -38,8 +39,9 @@ class SentPhotos:
         return {field: data for field, data in found.items() if isinstance(data, bytes)}
 
     async def outcomes(self, sent: Mapping[str, SentPhoto]) -> dict[str, bytes | InvalidImage]:
-        """The file of each, or why it cannot be had. Raises InvalidRequest for too much in all."""
-        left = self._max_total_bytes
+        """The file of each, or why it cannot be had; what is there twice is asked for once. Raises
+        InvalidRequest for too much in all."""
+        left, times = self._max_total_bytes, Counter(sent.values())
         until = asyncio.get_running_loop().time() + FETCH_ALL_S
 
         async def one(field: str, photo: SentPhoto) -> bytes | InvalidImage:
@@ -54,20 +56,23 @@ class SentPhotos:
                     field,
                     f"{field} was not there when all pictures had taken {FETCH_ALL_S:g} s",
                 )
-            left -= len(data)
+            left -= len(data) * times[photo]
             if left < 0:
                 raise InvalidRequest(
                     field, f"all pictures may have at most {self._max_total_bytes} bytes together"
                 )
             return data
 
-        tasks = [asyncio.create_task(one(field, photo)) for field, photo in sent.items()]
+        named: dict[SentPhoto, str] = {}
+        for field, photo in sent.items():
+            named.setdefault(photo, field)
+        tasks = [asyncio.create_task(one(field, photo)) for photo, field in named.items()]
         try:
-            found = await asyncio.gather(*tasks)
+            found = dict(zip(named, await asyncio.gather(*tasks), strict=True))
         finally:
             for task in tasks:
                 task.cancel()
-        return dict(zip(sent, found, strict=True))
+        return {field: found[photo] for field, photo in sent.items()}
 
     async def _file(self, field: str, photo: SentPhoto) -> bytes:
         if isinstance(photo, bytes):

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import threading
 import uuid
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -18,9 +19,15 @@ _SILENT = "/silent.jpg"
 class PhotoHost:
     """Files at addresses of loopback; any other is 404, and one is never answered."""
 
-    def __init__(self, server: ThreadingHTTPServer, files: dict[str, bytes]) -> None:
+    def __init__(
+        self, server: ThreadingHTTPServer, files: dict[str, bytes], asked: Counter[str]
+    ) -> None:
         self.netloc = f"127.0.0.1:{server.server_port}"
-        self._files = files
+        self._files, self._asked = files, asked
+
+    def asked(self, url: str) -> int:
+        """How often."""
+        return self._asked[url.removeprefix(f"http://{self.netloc}")]
 
     def silent(self) -> str:
         return self.missing(_SILENT)
@@ -37,20 +44,23 @@ class PhotoHost:
 @contextlib.contextmanager
 def photo_host() -> Iterator[PhotoHost]:
     files: dict[str, bytes] = {}
-    ended = threading.Event()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(files, ended))
+    asked, ended = Counter[str](), threading.Event()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(files, asked, ended))
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
-    yield PhotoHost(server, files)
+    yield PhotoHost(server, files, asked)
     ended.set()
     server.shutdown()
     thread.join()
     server.server_close()
 
 
-def _handler(files: Mapping[str, bytes], ended: threading.Event) -> type[BaseHTTPRequestHandler]:
+def _handler(
+    files: Mapping[str, bytes], asked: Counter[str], ended: threading.Event
+) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            asked[self.path] += 1
             if self.path == _SILENT:
                 ended.wait()
                 return

@@ -87,6 +87,8 @@ async def test_one_photo_is_enough_with_ipa_control_only(pai):
     (person,) = order.people
     assert person.lora is None
     assert await pai.api.services.objects.get(person.references[0]) == photo_file("obama")
+    assert await pai.api.services.objects.get(order.ipa_image) == photo_file("obama")
+    assert pai.photos.asked(configure["ipa_image_path"]) == 1
 
 
 @pytest.mark.parametrize("template", ["", "t2i_generate", "https://demo.jpg", None])
