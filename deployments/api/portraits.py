@@ -134,25 +134,21 @@ class PortraitService:
         self._check(new)
         task_id = str(uuid.uuid4())
         async with self._few:
-            files = await self._sent.files(new.pictures())
-            await asyncio.to_thread(self._judge, files)
-            if "template" in files:
-                faces = await self._faces.detect(files["template"])
-                faces_of_subjects(faces, len(new.people))
             order = await self._order(new, model, owner, task_id)
-            return await self._create(new, order, files, owner, task_id)
+            return await self._create(new, order, owner, task_id)
 
     async def _create(
         self,
         new: PortraitSubmission,
         order: PortraitOrder,
-        files: Mapping[str, bytes],
         owner: str,
         task_id: str,
     ) -> Task:
-        """Uploads, then the one call that makes the task; without a new one nothing stays."""
+        """Pictures are had, judged and uploaded, then the one call makes the task; without a new
+        one nothing stays."""
         needed = False
         try:
+            files = await self._files(new)
             for name, data in files.items():
                 key = upload_key(task_id, name)
                 await self._objects.put(key, data, BINARY)
@@ -182,6 +178,14 @@ class PortraitService:
                     await self._registry.store.release([task_id])
         TaskLogger(log, task.id).info("created" if created else "asked for again")
         return task
+
+    async def _files(self, new: PortraitSubmission) -> dict[str, bytes]:
+        files = await self._sent.files(new.pictures())
+        await asyncio.to_thread(self._judge, files)
+        if "template" in files:
+            faces = await self._faces.detect(files["template"])
+            faces_of_subjects(faces, len(new.people))
+        return files
 
     def _check(self, new: PortraitSubmission) -> None:
         """What needs no picture."""

@@ -173,9 +173,14 @@ async def test_a_model_that_nobody_trained_is_unknown(pai):
     for name in ("", "nonsense", str(uuid.uuid4()), theirs.name, theirs.id):
         answer = await pai.aigc("create", model_id=name, template_image=template)
         assert told(answer) == UNKNOWN_PERSON, name
+        answer = await pai.aigc("create", model_id=name, template_image=pai.photos.missing())
+        assert told(answer) == UNKNOWN_PERSON, "before its template is fetched"
     lora = await pai.learned()
     answer = await pai.aigc("create", model_ids=[lora.name, ""], template_image=template)
     assert told(answer) == UNKNOWN_PERSON
+    answer = await pai.aigc("create", model_id=lora.name, template_image=pai.photos.missing())
+    assert told(answer) == TEMPLATE
+    assert not await pai.api.services.loras.registry.store.holds()
 
 
 async def test_a_model_that_is_not_trained_yet_has_no_reference(pai):
