@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,10 +30,16 @@ from pipelines.portrait.array import Picture
 from pipelines.portrait.face import Face, main_face
 from pipelines.portrait.faces import FaceReader
 from pipelines.portrait.geometry import grown
-from pipelines.portrait.job import Tools
-from pipelines.portrait.portrait import make_portrait, read_subject
+from pipelines.portrait.job import PortraitJob, Subject, Tools
+from pipelines.portrait.portrait import read_subject, so_far
+from pipelines.portrait.stages import STAGES
 
 GOAL = 0.30
+SHOWN = (
+    "fuse_before", "shift_colour_middle", "fuse_after", "shift_colour_last", "enhance", "sharpen"
+)  # fmt: skip
+"""Stages that change a picture without a diffusion model."""
+_TILE = (180, 240)
 MAX_PIXELS = 40_000_000
 Embed = Callable[[Picture, Face], NDArray[np.float64]]
 
@@ -55,6 +62,8 @@ class Pair:
     gains: dict[str, float]
     seconds: dict[str, float]
     outside_equal: bool
+    stages: list[Picture]
+    """The head after each of SHOWN."""
 
 
 def dlib_embedding() -> Embed:
@@ -112,24 +121,36 @@ def measure(photos: Sequence[Photo], strangers: Sequence[Photo], reader: FaceRea
         for template in photos:
             if template.person == subject.person:
                 continue
-            made = make_portrait(template.picture, [someone], Tools(reader.detect))
+            made, seconds, stages = _made(template, someone, reader)
             gains = {
-                name: _cosine(
-                    which(made.picture, template.face), which(subject.picture, subject.face)
-                )
+                name: _cosine(which(made, template.face), which(subject.picture, subject.face))
                 - _cosine(
                     which(template.picture, template.face), which(subject.picture, subject.face)
                 )
                 for name, which in measures.items()
             }
-            pairs.append(
-                Pair(subject, template, made.picture, gains, made.seconds, _kept(template, made))
-            )
+            kept = _kept(template, made)
+            pairs.append(Pair(subject, template, made, gains, seconds, kept, stages))
             print(
                 f"{subject.name} in {template.name}: "
                 + ", ".join(f"{gain:+.2f}" for gain in gains.values())
             )
     return pairs
+
+
+def _made(
+    template: Photo, someone: Subject, reader: FaceReader
+) -> tuple[Picture, dict[str, float], list[Picture]]:
+    """The portrait, seconds of each stage, and the head after each of SHOWN."""
+    job = PortraitJob(template.picture, (someone,), Tools(reader.detect))
+    seconds, shown = {}, []
+    for stage in STAGES:
+        start = time.perf_counter()
+        job = stage(job)
+        seconds[stage.__name__] = time.perf_counter() - start
+        if stage.__name__ in SHOWN:
+            shown.append(_head(so_far(job, max(template.picture.shape)), template.face))
+    return job.picture, seconds, shown
 
 
 def report(pairs: Sequence[Pair]) -> str:
@@ -152,26 +173,24 @@ def report(pairs: Sequence[Pair]) -> str:
 
 
 def contact_sheet(pairs: Sequence[Pair]) -> Picture:
-    """Template, subject, result of each pair, two pairs a row."""
-    tiles = [
+    """A row a pair: template, subject, the template after each of SHOWN; the last is the result."""
+    rows = [
         np.concatenate(
             [
                 _head(pair.template.picture, pair.template.face),
                 _head(pair.subject.picture, pair.subject.face),
-                _head(pair.result, pair.template.face),
+                *pair.stages,
             ],
             axis=1,
         )
         for pair in pairs
     ]
-    tiles += [np.zeros_like(tiles[0])] * (len(tiles) % 2)
-    rows = [np.concatenate(tiles[i : i + 2], axis=1) for i in range(0, len(tiles), 2)]
     return np.concatenate(rows)
 
 
-def _kept(template: Photo, made: Any) -> bool:
+def _kept(template: Photo, made: Picture) -> bool:
     oval = region.oval(template.face.mesh, template.picture.shape[:2])
-    changed = (made.picture != template.picture).any(axis=2)
+    changed = (made != template.picture).any(axis=2)
     return not changed[region.dilate(oval, 2) == 0].any()
 
 
@@ -181,9 +200,7 @@ def _cosine(one: NDArray[Any], other: NDArray[Any]) -> float:
 
 def _head(picture: Picture, face: Face) -> Picture:
     box = grown(face.box, 1.8, (picture.shape[1], picture.shape[0]))
-    return cv2.resize(picture[box.slices], (240, 320), interpolation=cv2.INTER_AREA).astype(
-        np.uint8
-    )
+    return cv2.resize(picture[box.slices], _TILE, interpolation=cv2.INTER_AREA).astype(np.uint8)
 
 
 def main() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pydantic import Field
 
 from configs.section import HostPort, ModelName, Section
@@ -20,13 +22,20 @@ class PortraitSettings(Section):
         "or one of `upscalers`. It runs on the device of the model that repaints: minutes a "
         "megapixel on a CPU. None: without one.",
     )
+    swapper: Path | None = Field(
+        None,
+        description="An ONNX file that swaps faces in place of the warp by meshes: inputs `target` "
+        "and `source`, aligned faces as (1, 3, side, side) RGB in 0 ... 1, one output like them. "
+        "Its licence is its owner's matter. None: without one.",
+    )
+    swapper_side_px: int = Field(128, ge=16, le=1024, description="Of the swapper's faces.")
     concurrency: int = Field(1, ge=1, description="Portraits that one worker makes at once.")
     num_cpus: float = Field(0.25, ge=0, description="Of one worker, to be placed by.")
     max_replicas: int = Field(1, ge=1, description="Workers; more are started as the queue grows.")
     target_tasks: float = Field(
         4.0, gt=0, description="Queued and running portraits a worker is meant to have."
     )
-    max_people: int = Field(10, ge=1, description="Of one portrait.")
+    max_people: int = Field(20, ge=1, description="Of one portrait.")
     max_photos: int = Field(20, ge=1, le=1000, description="Of one person, or of one check.")
     max_photo_bytes: int = Field(16 * 2**20, ge=1024)
     max_bytes: int = Field(128 * 2**20, ge=1024, description="Of all pictures of one request.")

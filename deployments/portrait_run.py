@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -20,9 +20,9 @@ from deployments.tasks.portrait import PortraitOrder, state_key
 from pipelines.errors import InvalidRequest
 from pipelines.images import decode_image, encode_image
 from pipelines.portrait.array import Picture
-from pipelines.portrait.errors import PortraitError
+from pipelines.portrait.errors import Fault, PortraitError
 from pipelines.portrait.faces import FaceReader
-from pipelines.portrait.job import Enlarge, PortraitJob, Subject, Tools
+from pipelines.portrait.job import Enlarge, PortraitJob, Subject, Swap, Tools
 from pipelines.portrait.parameters import PortraitParameters
 from pipelines.portrait.portrait import read_subject
 from pipelines.portrait.stages import STAGES
@@ -36,6 +36,20 @@ READ = "read_pictures"
 DRAW = "draw_template"
 
 Shown = Callable[[PortraitJob], None]
+
+_FAULTS: Mapping[str, Fault] = {
+    DRAW: Fault.FIRST_REPAINT,
+    "fuse_before": Fault.FIRST_FUSION,
+    "repaint_first": Fault.FIRST_REPAINT,
+    "fuse_after": Fault.SECOND_FUSION,
+    "repaint_second": Fault.SECOND_REPAINT,
+    "restore_background": Fault.BACKGROUND_REPAINT,
+}
+
+
+def fault_in(stage: str) -> Fault:
+    """What a stage that ended unforeseen is told as; `stage` as progress names it."""
+    return _FAULTS.get(stage, Fault.TEMPLATE_PROCESSING)
 
 
 class Painter(Protocol):
@@ -63,6 +77,7 @@ class Bench:
     objects: ObjectStore
     reader: FaceReader
     max_pixels: int
+    swap: Swap | None = None
 
 
 class PortraitRun:
@@ -84,7 +99,8 @@ class PortraitRun:
         self._on_stage, self._order = on_stage, order
         self._parameters = PortraitParameters.of(order.parameters, sdxl=order.sdxl)
         enlarge = None if painter is None else painter.enlarge
-        self._tools = Tools(bench.reader.detect, enlarge=enlarge, embed=bench.reader.embed)
+        reader = bench.reader
+        self._tools = Tools(reader.detect, swap=bench.swap, enlarge=enlarge, embed=reader.embed)
         self._log = TaskLogger(log, job.task.id)
         self._before = [READ] if order.template is not None else [READ, DRAW]
         self._names = [*self._before, *(stage.__name__ for stage in STAGES)]

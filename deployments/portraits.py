@@ -10,7 +10,7 @@ from typing import Any
 from configs.settings import Settings
 from deployments.log import get_logger
 from deployments.painter import ByHandle, Draw, EnlargeThere, GeneratorPainter
-from deployments.portrait_run import Bench, PortraitRun
+from deployments.portrait_run import READ, Bench, PortraitRun, fault_in
 from deployments.runner import AttemptFailed, Job
 from deployments.storage.store import ObjectStore, StorageUnavailable
 from deployments.tasks.model import Output
@@ -23,6 +23,7 @@ from pipelines.portrait.errors import PortraitError
 from pipelines.portrait.faces import FaceReader
 from pipelines.portrait.job import PortraitJob
 from pipelines.portrait.portrait import so_far
+from pipelines.portrait.swapper import swapper_of
 
 log = get_logger(__name__)
 
@@ -43,7 +44,8 @@ class Portraits(Worker):
         enlarge: EnlargeThere | None = None,
     ) -> None:
         """`draw` None: nothing is repainted, and templates have to be given. `enlarge` serves
-        `portraits.upscaler` where `draw` is given too."""
+        `portraits.upscaler` where `draw` is given too. Raises ModelError for the swapper's file."""
+        swap = swapper_of(settings.portraits)  # before anything is claimed
         super().__init__(
             settings,
             redis_url=redis_url,
@@ -55,18 +57,21 @@ class Portraits(Worker):
         )
         self._models, self._draw, self._enlarge = settings.models, draw, enlarge
         self._upscaler = settings.portraits.upscaler
-        self._bench = Bench(self._objects, FaceReader(), settings.limits.max_input_pixels)
+        most = settings.limits.max_input_pixels
+        self._bench = Bench(self._objects, FaceReader(), most, swap)
 
     async def _run(self, job: Job) -> list[Output]:
         try:
             return await self._outputs(job)
-        except (InvalidRequest, PortraitError, NonFiniteOutput, StorageUnavailable):
+        except (InvalidRequest, PortraitError, StorageUnavailable):
             raise
         except Exception as error:
-            where = (job.progress.stage or "its beginning").replace("_", " ")
-            raise AttemptFailed(
-                "portrait_failed", f"the portrait ended unexpectedly at: {where}"
-            ) from error
+            stage = job.progress.stage or READ
+            fault, where = fault_in(stage), stage.replace("_", " ")
+            if isinstance(error, NonFiniteOutput):  # another attempt would draw the same
+                raise PortraitError(fault, f"{where}: {error}") from error
+            message = f"the portrait ended unexpectedly at: {where}"
+            raise AttemptFailed(fault.value, message) from error
 
     async def _outputs(self, job: Job) -> list[Output]:
         order = PortraitOrder.model_validate(job.task.input)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Mapping
+from urllib.parse import quote
 
 from deployments.fetch import FetchFailed, UrlPolicy, UrlRefused, fetch
 from pipelines.errors import InvalidImage, InvalidRequest
@@ -16,6 +18,7 @@ _FETCHES = 8
 """Pictures fetched at once, of all requests."""
 FETCH_ALL_S = 60.0
 """For all pictures of one request: others wait meanwhile."""
+_URL_CHARACTERS = "%:/?#[]@!$&'()*+,;="
 
 
 class SentPhotos:
@@ -36,31 +39,40 @@ class SentPhotos:
         return {field: data for field, data in found.items() if isinstance(data, bytes)}
 
     async def outcomes(self, sent: Mapping[str, SentPhoto]) -> dict[str, bytes | InvalidImage]:
-        """The file of each, or why it cannot be had. Raises InvalidRequest for too much in all."""
-        left = self._max_total_bytes
+        """The file of each, or why it cannot be had; what is there twice is asked for once. Raises
+        InvalidRequest for too much in all."""
+        left, times = self._max_total_bytes, Counter(sent.values())
+        until = asyncio.get_running_loop().time() + FETCH_ALL_S
 
         async def one(field: str, photo: SentPhoto) -> bytes | InvalidImage:
             nonlocal left
-            async with self._slots:
-                try:
+            try:
+                async with asyncio.timeout_at(until), self._slots:
                     data = await self._file(field, photo)
-                except InvalidImage as error:
-                    return error
-            left -= len(data)
+            except InvalidImage as error:
+                return error
+            except TimeoutError:
+                return InvalidImage(
+                    field,
+                    f"{field} was not there when all pictures had taken {FETCH_ALL_S:g} s",
+                )
+            left -= len(data) * times[photo]
             if left < 0:
                 raise InvalidRequest(
                     field, f"all pictures may have at most {self._max_total_bytes} bytes together"
                 )
             return data
 
-        tasks = [asyncio.create_task(one(field, photo)) for field, photo in sent.items()]
+        named: dict[SentPhoto, str] = {}
+        for field, photo in sent.items():
+            named.setdefault(photo, field)
+        tasks = [asyncio.create_task(one(field, photo)) for photo, field in named.items()]
         try:
-            async with asyncio.timeout(FETCH_ALL_S):
-                found = await asyncio.gather(*tasks)
+            found = dict(zip(named, await asyncio.gather(*tasks), strict=True))
         finally:
             for task in tasks:
                 task.cancel()
-        return dict(zip(sent, found, strict=True))
+        return {field: found[photo] for field, photo in sent.items()}
 
     async def _file(self, field: str, photo: SentPhoto) -> bytes:
         if isinstance(photo, bytes):
@@ -72,9 +84,14 @@ class SentPhotos:
             return photo
         if photo[:7].lower() == "http://" or photo[:8].lower() == "https://":
             try:
-                return await fetch(photo, max_bytes=self._max_bytes, policy=self._policy)
+                return await fetch(as_sent(photo), max_bytes=self._max_bytes, policy=self._policy)
             except (UrlRefused, FetchFailed) as error:
                 raise InvalidImage(field, f"{field}: {error}") from None
         return await asyncio.to_thread(
             decode_data_url, photo, field=field, max_bytes=self._max_bytes
         )
+
+
+def as_sent(url: str) -> str:
+    """An address as it goes over the wire: what is not ASCII, or a blank, percent-encoded."""
+    return quote(url, safe=_URL_CHARACTERS, errors="replace")

@@ -36,6 +36,7 @@ from deployments.tasks.portrait import (
 from deployments.tasks.store import TaskStore
 from pipelines.errors import InvalidImage, InvalidRequest
 from pipelines.images import decode_image
+from pipelines.lora.header import PROMPTS
 from pipelines.portrait.face import faces_of_subjects
 from pipelines.portrait.parameters import PortraitParameters
 from pipelines.portrait.photo import PhotoCheck
@@ -86,7 +87,7 @@ class PortraitSubmission:
         for number, person in enumerate(self.people):
             for index, photo in enumerate(person.photos):
                 found[f"people.{number}.photos.{index}"] = photo
-        if image := self.parameters.get("ipa_image_path"):
+        if (image := _face_image(self.parameters)) is not None:
             found["ipa_image_path"] = image
         return found
 
@@ -133,25 +134,21 @@ class PortraitService:
         self._check(new)
         task_id = str(uuid.uuid4())
         async with self._few:
-            files = await self._sent.files(new.pictures())
-            await asyncio.to_thread(self._judge, files)
-            if "template" in files:
-                faces = await self._faces.detect(files["template"])
-                faces_of_subjects(faces, len(new.people))
             order = await self._order(new, model, owner, task_id)
-            return await self._create(new, order, files, owner, task_id)
+            return await self._create(new, order, owner, task_id)
 
     async def _create(
         self,
         new: PortraitSubmission,
         order: PortraitOrder,
-        files: Mapping[str, bytes],
         owner: str,
         task_id: str,
     ) -> Task:
-        """Uploads, then the one call that makes the task; without a new one nothing stays."""
+        """Pictures are had, judged and uploaded, then the one call makes the task; without a new
+        one nothing stays."""
         needed = False
         try:
+            files = await self._files(new)
             for name, data in files.items():
                 key = upload_key(task_id, name)
                 await self._objects.put(key, data, BINARY)
@@ -181,6 +178,14 @@ class PortraitService:
                     await self._registry.store.release([task_id])
         TaskLogger(log, task.id).info("created" if created else "asked for again")
         return task
+
+    async def _files(self, new: PortraitSubmission) -> dict[str, bytes]:
+        files = await self._sent.files(new.pictures())
+        await asyncio.to_thread(self._judge, files)
+        if "template" in files:
+            faces = await self._faces.detect(files["template"])
+            faces_of_subjects(faces, len(new.people))
+        return files
 
     def _check(self, new: PortraitSubmission) -> None:
         """What needs no picture."""
@@ -218,7 +223,7 @@ class PortraitService:
         self, new: PortraitSubmission, model: str, owner: str, task_id: str
     ) -> PortraitOrder:
         """With LoRAs looked up, which stay until the task has ended."""
-        given = _stored(new.parameters)
+        given, seed = _stored(new.parameters), given_or(new.seed, secrets.randbits(32))
         prompt, scene = given.get("t2i_prompt") or None, given.get("scene_id") or None
         wanted = [person.lora for person in new.people if person.lora is not None]
         if scene is not None:
@@ -227,7 +232,7 @@ class PortraitService:
         scene_lora = loras.pop() if scene is not None else None
         if scene_lora is not None and prompt is None:
             told = await self._registry.store.get(scene_lora.id or "", owner=owner)
-            prompt = ", ".join(told.trigger_words) or told.name
+            prompt = _scene_prompt(told, scene_lora.version, seed)
         people: list[PortraitPerson] = []
         for number, person in enumerate(new.people):
             lora = loras.pop(0) if person.lora is not None else None
@@ -245,7 +250,7 @@ class PortraitService:
             ipa_image=upload_key(task_id, "ipa_image_path") if has_image else None,
             parameters=given,
             sdxl=new.sdxl,
-            seed=given_or(new.seed, secrets.randbits(32)),
+            seed=seed,
             output_format=file_format(new.output_format),
             output_quality=new.output_quality,
             client_id=new.client_id,
@@ -278,15 +283,25 @@ class PortraitService:
 
 
 def _references(lora: Lora, version: int | None) -> tuple[str, ...]:
-    for each in lora.versions:
-        if each.number == version:
-            return each.references
-    return ()
+    return next((each.references for each in lora.versions if each.number == version), ())
+
+
+def _scene_prompt(lora: Lora, version: int | None, seed: int) -> str:
+    """One of those it was trained with, if it tells them."""
+    told = (each.metadata.get(PROMPTS, "") for each in lora.versions if each.number == version)
+    prompts = next(told, "").splitlines() or [", ".join(lora.trigger_words) or lora.name]
+    return prompts[seed % len(prompts)]
+
+
+def _face_image(parameters: Mapping[str, Any]) -> SentPhoto | None:
+    """None also for what can be no picture, which `PortraitParameters` refuses."""
+    image = parameters.get("ipa_image_path")
+    return image if isinstance(image, str | bytes) and image else None
 
 
 def _stored(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Without the picture that may be among them: it is kept beside."""
-    if not parameters.get("ipa_image_path"):
+    if _face_image(parameters) is None:
         return dict(parameters)
     return {**parameters, "ipa_image_path": "ipa_image_path"}
 

@@ -26,6 +26,8 @@ MAX_KEYS = 100
 MAX_PARTS = 20_000
 """Values of one body, about. A few megabytes of JSON can hold millions, which take seconds and
 gigabytes to build; a picture is one value."""
+MAX_DEPTH = 64
+"""Of lists and objects within each other."""
 
 
 def services_of(request: HTTPConnection) -> Services:
@@ -102,7 +104,7 @@ def parse_json(body: bytes, max_keys: int = MAX_KEYS) -> Any:
     if sum(map(body.count, (b",", b"[", b"{"))) > MAX_PARTS:
         raise json.JSONDecodeError(f"more than {MAX_PARTS} values", "", 0)
     try:
-        return json.loads(
+        found = json.loads(
             body.decode("utf-8"),
             object_pairs_hook=functools.partial(_unique, max_keys),
             parse_constant=_refuse_constant,
@@ -115,6 +117,22 @@ def parse_json(body: bytes, max_keys: int = MAX_KEYS) -> Any:
         raise json.JSONDecodeError("nested too deeply", "", 0) from None
     except ValueError as error:
         raise json.JSONDecodeError(str(error), "", 0) from None
+    if _is_deep(found):
+        raise json.JSONDecodeError(f"nested more than {MAX_DEPTH} deep", "", 0)
+    return found
+
+
+def _is_deep(value: Any) -> bool:
+    """Whether what copies or writes it again, level by level of the stack, might not end."""
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        level = [
+            child
+            for each in level
+            if isinstance(each, (dict, list))
+            for child in (each.values() if isinstance(each, dict) else each)
+        ]
+    return bool(level)
 
 
 def _unique(max_keys: int, pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from configs.settings import Settings
+from deployments.api.photos import as_sent
 from deployments.fetch import FetchFailed, UrlPolicy, UrlRefused, fetch
 from deployments.log import TaskLogger, get_logger
 from deployments.loras.errors import LoraNotFound, NameTaken, NoCurve, TooManyLoras
@@ -273,7 +274,7 @@ class TrainingService:
     async def _data(self, name: str, image: str, owner: str) -> bytes:
         limit = self._limits.max_picture_bytes
         if image[:7].lower() == "http://" or image[:8].lower() == "https://":
-            return await fetch(image, max_bytes=limit, policy=self._url_policy)
+            return await fetch(as_sent(image), max_bytes=limit, policy=self._url_policy)
         if stored := _STORED.fullmatch(image):
             return await self._output(name, stored[1], int(stored[2]), owner)
         return await asyncio.to_thread(decode_data_url, image, field=name, max_bytes=limit)

@@ -157,13 +157,15 @@ def _made(
     from pipelines.portrait.faces import FaceReader
     from pipelines.portrait.job import Tools
     from pipelines.portrait.portrait import make_portrait, read_subject
+    from pipelines.portrait.swapper import swapper_of
 
     max_pixels = settings.limits.max_input_pixels
     with ExitStack() as held, ProgressLine() as line, _refusals():
         line.doing("reading photos")
         reader = FaceReader()
         enlarge = _enlarge(upscaler, settings)
-        tools = Tools(reader.detect, enlarge=enlarge, embed=reader.embed)
+        swap = swapper_of(settings.portraits)
+        tools = Tools(reader.detect, swap=swap, enlarge=enlarge, embed=reader.embed)
         subjects = [
             read_subject([_picture(path, max_pixels) for path in group], reader, name)
             for name, group in groups

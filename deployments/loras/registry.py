@@ -18,7 +18,7 @@ from deployments.tasks.lora import NamedLora, OrderedLora
 from deployments.tasks.model import TERMINAL, Claim
 from deployments.tasks.store import TaskStore
 from pipelines.errors import InvalidRequest
-from pipelines.lora.header import LoraHeader, read_header
+from pipelines.lora.header import PROMPTS, LoraHeader, read_header
 
 log = get_logger(__name__)
 
@@ -33,7 +33,7 @@ METADATA = (
     "modelspec.date", "modelspec.architecture", "modelspec.trigger_phrase", "modelspec.tags",
     "ss_output_name", "ss_base_model_version", "ss_sd_model_name", "ss_network_module",
     "ss_network_dim", "ss_network_alpha", "ss_resolution", "ss_steps", "ss_epoch",
-    "ss_num_train_images", "ss_learning_rate", "ss_clip_skip",
+    "ss_num_train_images", "ss_learning_rate", "ss_clip_skip", PROMPTS,
 )  # fmt: skip
 """What is shown of a file's header; the rest tells of its maker's folders and pictures."""
 

@@ -53,6 +53,8 @@ _BASE_WORDS: dict[str, dict[str, Base]] = {
     "modelspec.architecture": {"stable-diffusion-xl": "sdxl", "stable-diffusion-v1": "sd"},
 }
 """How the metadata of the kohya scripts, and of the ModelSpec standard, begin for each."""
+PROMPTS = "daguerre.prompts"
+"""Metadata of a scene's LoRA that was trained here: prompts of its pictures, one a line."""
 
 
 @dataclass(frozen=True)

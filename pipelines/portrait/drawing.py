@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pipelines.engine.request import ImageRequest, IPAdapterUse, LoraUse
 from pipelines.portrait.array import Picture
 from pipelines.portrait.drawn_head import is_drawing
-from pipelines.portrait.engine_repaint import EngineRepaint, face_use, left_out
+from pipelines.portrait.engine_repaint import EngineRepaint, face_use, hastened, left_out
 from pipelines.portrait.errors import Fault, PortraitError
 from pipelines.portrait.face import without_bystanders
 from pipelines.portrait.job import Detect, PortraitJob, Subject
@@ -46,6 +46,7 @@ def with_model(job: PortraitJob, repaint: EngineRepaint) -> Adapted:
         notes = left_out(job.parameters, repaint.base, people)
         return Adapted(replace(job, tools=replace(job.tools, repaint=repaint)), notes)
     faces = job.faces or job.tools.detect(job.template)
+    job = replace(job, faces=faces)
     if not faces or not all(is_drawing(job.template, face) for face in faces):
         return Adapted(job, ("the base model knows no photos, so that nothing is repainted",))
     if not all(people.values()):
@@ -112,7 +113,7 @@ def template_request(
     if parameters.ipa_control_only and base.face_adapter is not None:
         faces = (face_use(base.face_adapter, first, _FACE_WEIGHT),)
     width, height = base.template_size or (base.side_px, base.side_px)
-    return ImageRequest(
+    request = ImageRequest(
         id=uuid.uuid4().hex,
         prompt=f"{prompt}, {look.prompt.format(who=lora.who if lora else 'a person')}",
         negative_prompt=look.negative_prompt,
@@ -126,3 +127,4 @@ def template_request(
         loras=tuple(worn),
         ip_adapters=faces,
     )
+    return hastened(request, parameters, base)

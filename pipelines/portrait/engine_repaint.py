@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import cv2
 import numpy as np
@@ -28,9 +28,9 @@ _MOST_AREA = {False: 1.5, True: 1.0}
 _BLUR = 1 / 128
 """Of a mask, in parts of the short side: 4 px of 512."""
 _LCM_STEPS: dict[RepaintStage, int] = {"first": 12, "second": 8, "ring": 8, "background": 8}
-_LCM_WEIGHT: dict[RepaintStage, float] = {
-    "first": 0.8, "second": 0.4, "ring": 0.4, "background": 0.4
-}  # fmt: skip
+_LCM_TEMPLATE_STEPS = 8
+_LCM_WEIGHT = {False: 0.8, True: 0.4}
+"""By `is_xl`."""
 _LCM_GUIDANCE = 2.0
 _SEEDS: dict[RepaintStage, int] = {"first": 1, "second": 2, "ring": 3, "background": 4}
 """Added to a portrait's seed, whose own value draws the template."""
@@ -86,24 +86,43 @@ def repaint_request(
     mask: Mask8 = np.where(touched > 0.02, 255, 0).astype(np.uint8)
     parameters = order.parameters
     look = base.look(parameters.style_name)
-    fast = parameters.lcm_accelerate and base.lcm_lora is not None
-    return ImageRequest(
+    request = ImageRequest(
         id=uuid.uuid4().hex,
         prompt=look.prompt.format(who=lora.who if lora else "a person"),
         negative_prompt=look.negative_prompt,
         width=size[0],
         height=size[1],
-        num_inference_steps=_LCM_STEPS[order.stage] if fast else order.steps,
-        guidance_scale=_LCM_GUIDANCE if fast else base.guidance_scale,
-        scheduler="LCMScheduler" if fast else base.scheduler,
-        schedule="default" if fast else base.schedule,
+        num_inference_steps=order.steps,
+        guidance_scale=base.guidance_scale,
+        scheduler=base.scheduler,
+        schedule=base.schedule,
         seed=seed + _SEEDS[order.stage],
         init_image=picture,
         mask=mask,
         strength=order.strength,
-        loras=_loras(order, base, lora),
+        loras=_loras(order, lora),
         controls=_controls(order, picture, base),
         ip_adapters=_ip_adapters(order, base),
+    )
+    return hastened(request, parameters, base, _LCM_STEPS[order.stage])
+
+
+def hastened(
+    request: ImageRequest,
+    parameters: PortraitParameters,
+    base: BaseModel,
+    steps: int = _LCM_TEMPLATE_STEPS,
+) -> ImageRequest:
+    """With `lcm_accelerate` and an LCM LoRA: in so few steps, by default those of a template."""
+    if not parameters.lcm_accelerate or base.lcm_lora is None:
+        return request
+    return replace(
+        request,
+        num_inference_steps=steps,
+        guidance_scale=_LCM_GUIDANCE,
+        scheduler="LCMScheduler",
+        schedule="default",
+        loras=(*request.loras, LoraUse(base.lcm_lora, _LCM_WEIGHT[base.is_xl])),
     )
 
 
@@ -162,14 +181,11 @@ def _wanted(controls: Mapping[RepaintStage, Scales], stage: str) -> tuple[Contro
     return tuple(kind for name, scales in controls.items() if name == stage for kind in scales)
 
 
-def _loras(order: RepaintOrder, base: BaseModel, lora: PersonLora | None) -> tuple[LoraUse, ...]:
-    worn = []
-    if lora is not None:
-        weight = order.parameters.lora_weights
-        worn.append(LoraUse(lora.path, weight, weight))
-    if order.parameters.lcm_accelerate and base.lcm_lora is not None:
-        worn.append(LoraUse(base.lcm_lora, _LCM_WEIGHT[order.stage]))
-    return tuple(worn)
+def _loras(order: RepaintOrder, lora: PersonLora | None) -> tuple[LoraUse, ...]:
+    if lora is None:
+        return ()
+    weight = order.parameters.lora_weights
+    return (LoraUse(lora.path, weight, weight),)
 
 
 def _controls(order: RepaintOrder, picture: Picture, base: BaseModel) -> tuple[ControlUse, ...]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from pipelines.portrait import blend, colour, region
+from pipelines.portrait import blend, colour, glasses, region
 from pipelines.portrait.array import Colours, Mask, Picture, Points, resized, work_size
 from pipelines.portrait.geometry import bounds, morphed, moved, warp, warp_field
 from pipelines.portrait.job import Reference, Swap
@@ -66,7 +66,8 @@ def fuse(
     source_small = resized(source, small, cv2.INTER_AREA).astype(np.float32)
     below_small = resized(below, small, cv2.INTER_AREA).astype(np.float32)
     above, likeness = _harmonised(source_small, below_small, mesh_small)
-    mask = _mask(mesh_small, small[::-1], likeness, ratio=ratio, nose=nose)
+    worn = glasses.over_eyes(source_small, below_small, likeness, mesh_small)
+    mask = _mask(mesh_small, likeness, worn, ratio=ratio, nose=nose)
     # what changes in colour is smooth; the detail is the source's own
     shift = resized(above - source_small, shape[::-1], cv2.INTER_LINEAR)
     mask = resized(mask, shape[::-1], cv2.INTER_LINEAR)
@@ -99,15 +100,13 @@ def _harmonised(source: Colours, below: Colours, mesh: Points) -> tuple[Colours,
     return colour.to_rgb(colour.tinted(lab, light, theirs, eyes)), alike
 
 
-def _mask(
-    mesh: Points, shape: tuple[int, int], likeness: Mask, *, ratio: float, nose: bool
-) -> Mask:
+def _mask(mesh: Points, likeness: Mask, worn: Mask, *, ratio: float, nose: bool) -> Mask:
     """How much of each pixel is the source's."""
-    width = region.face_width(mesh)
+    shape, width = (likeness.shape[0], likeness.shape[1]), region.face_width(mesh)
     oval = region.oval(mesh, shape)
     inside = region.erode(oval, _INSET * width)
     rim = np.maximum(1 - blend.feathered(oval, _RIM * width), region.forehead(mesh, shape))
-    bare = 1 - rim * (1 - blend.smooth(likeness, 0.02 * width))
+    bare = (1 - rim * (1 - blend.smooth(likeness, 0.02 * width))) * (1 - worn)
     whole = blend.feathered(inside, _FEATHER * width) * bare
     mask = whole * ratio
     if not nose:

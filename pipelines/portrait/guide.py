@@ -56,7 +56,9 @@ def landmarks(mesh: Points, shape: tuple[int, int]) -> Picture:
 
 
 def face_on_white(reference: Reference) -> Picture:
-    """The face alone, upright by the line of the eyes, in a white square."""
+    """The face alone from the brows down, upright by the line of the eyes, in a white square:
+    hair over a forehead is nobody's likeness.
+    """
     mesh = reference.mesh[:, :2]
     right, left = mesh[list(region.EYE_CORNERS)]
     angle = float(np.degrees(np.arctan2(left[1] - right[1], left[0] - right[0])))
@@ -70,5 +72,7 @@ def face_on_white(reference: Reference) -> Picture:
     face = cv2.warpAffine(
         reference.picture, turn, (side, side), borderMode=cv2.BORDER_REPLICATE
     ).astype(np.uint8)
-    face[region.oval(turned - corner, (side, side)) < 0.5] = 255
+    placed, shape = turned - corner, (side, side)
+    shown = region.oval(placed, shape) * (1 - region.forehead(placed, shape))
+    face[shown < 0.5] = 255
     return face

@@ -35,7 +35,8 @@ _LAST_STEPS = 30
 
 def locate_faces(job: PortraitJob) -> PortraitJob:
     """As many faces as subjects, left to right. Raises PortraitError."""
-    faces = faces_of_subjects(job.tools.detect(job.template), len(job.subjects))
+    found = job.faces or job.tools.detect(job.template)
+    faces = faces_of_subjects(found, len(job.subjects))
     untouched = np.zeros(job.template.shape[:2], np.float32)
     return replace(job, faces=faces, picture=job.template, touched=untouched)
 
@@ -77,12 +78,17 @@ def repaint_first(job: PortraitJob) -> PortraitJob:
             mask = head_and_background(person.original, person.mesh) * person.allowed
             drawn = repainted(job, "first", mask, strength, steps, person)
             return replace(person, picture=with_background(drawn, person.original, person.mesh))
-        around = _around(person, _INPAINT) * person.allowed
         whole = job.parameters.face_shape_match
-        mask = np.ones_like(around) if whole else around
+        mask = person.allowed if whole else _around(person, _INPAINT) * person.allowed
         drawn = repainted(job, "first", mask, strength, steps, person)
-        soft = blend.blurred(around, round(0.094 * region.face_width(person.mesh)))
-        return _refound(job, person, _blended(person.picture, drawn, soft), Fault.SECOND_FUSION)
+        # by whose outline: the new face may be larger than the old
+        outlined = _refound(job, person, drawn, Fault.SECOND_FUSION) if whole else person
+        around = _around(outlined, _INPAINT) * person.allowed
+        soft = blend.blurred(around, round(0.094 * region.face_width(outlined.mesh)))
+        picture = _blended(person.picture, drawn, soft)
+        if whole:
+            return replace(outlined, picture=picture)
+        return _refound(job, person, picture, Fault.SECOND_FUSION)
 
     return job.each(anew)
 

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from configs.portraits import PortraitSettings
 from pipelines.errors import ComputationFailed, ModelError
 from pipelines.portrait import region
 from pipelines.portrait.array import Picture, Points
@@ -23,6 +24,13 @@ _ALIGNED = (
     ) / 112
 )  # fmt: skip
 _NOSE_TIP, _MOUTH_RIGHT, _MOUTH_LEFT = 4, 61, 291
+
+
+def swapper_of(settings: PortraitSettings) -> Swap | None:
+    """As it is configured. Raises ModelError."""
+    if settings.swapper is None:
+        return None
+    return load_swapper(settings.swapper, settings.swapper_side_px)
 
 
 def load_swapper(path: Path, side_px: int) -> Swap:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from safetensors.torch import save
 
 from pipelines.components import Components
+from pipelines.lora.header import PROMPTS
 from training.lora.job import LoraJob
 
 ADAPTER = "default"
 """peft's name for the only adapter."""
+MAX_PROMPTS_CHARS = 500
+"""What registries show of one entry."""
 PARTS = {
     f"lora_A.{ADAPTER}.weight": "lora_down.weight",
     f"lora_B.{ADAPTER}.weight": "lora_up.weight",
@@ -34,6 +37,8 @@ class Provenance:
     validation_loss: float | None = None
     likeness: float | None = None
     """Of a portrait: cosine of the faces that it drew with those of the photos."""
+    prompts: Sequence[str] = ()
+    """Of a scene: its pictures' own, which draw it again."""
 
 
 def adapter_file(
@@ -70,7 +75,8 @@ def metadata(job: LoraJob, parts: Components, made: Provenance) -> dict[str, str
         "likeness": made.likeness,
         "job": job.model_dump(mode="json", exclude_defaults=True),
     }
-    return {
+    prompts = {PROMPTS: _lines(made.prompts)} if made.prompts else {}
+    return prompts | {
         "ss_base_model_version": version,
         "ss_sd_model_name": parts.name,
         "ss_network_module": "networks.lora",
@@ -84,6 +90,15 @@ def metadata(job: LoraJob, parts: Components, made: Provenance) -> dict[str, str
         "modelspec.trigger_phrase": job.trigger,
         "daguerre": json.dumps(ours),
     }
+
+
+def _lines(prompts: Sequence[str]) -> str:
+    """Each once, as many whole ones as fit; of the first as much as does."""
+    text = prompts[0][:MAX_PROMPTS_CHARS]
+    for prompt in dict.fromkeys(prompts[1:]):
+        if prompt != prompts[0] and len(text) + len(prompt) < MAX_PROMPTS_CHARS:
+            text = f"{text}\n{prompt}"
+    return text
 
 
 def _ordered(file: bytes) -> bytes:

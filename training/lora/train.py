@@ -177,6 +177,7 @@ class _Run:
             loss=loss,
             validation_loss=trainer.progress.best_loss,
             likeness=trainer.progress.best_likeness,
+            prompts=[each.caption for each in self.pictures] if self.job.kind == "scene" else (),
         )
         return adapter_file(weights, self.job, self.parts, made)
 

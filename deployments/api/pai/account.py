@@ -60,7 +60,7 @@ class Accounts:
 
     def _check_age(self, given: str | None) -> None:
         """Header and signature know nothing of each other: against mishaps, not against attacks."""
-        if given is None or self._max_age_s is None:
+        if not given or self._max_age_s is None:
             return
         try:
             off_s = abs(time.time() - float(given))

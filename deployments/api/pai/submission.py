@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import uuid
+from dataclasses import fields
+from typing import Any
 
 from configs.settings import Settings
 from deployments.api.pai.error import Refused, Row
@@ -18,9 +20,11 @@ from deployments.tasks.errors import TaskNotFound
 from deployments.tasks.lora import NamedLora
 from pipelines.errors import InvalidImage
 from pipelines.images import decode_image
+from pipelines.portrait.parameters import PortraitParameters
 
 XL_NAMES = frozenset({"train_xl", "create_xl"})
 _DRAWING = ("t2i_prompt", "scene_id")
+_FACE = "ipa_image_path"
 
 
 def base_model(body: Body, settings: Settings) -> tuple[str, bool]:
@@ -44,7 +48,7 @@ async def portrait_of(body: Body, services: Services, owner: str) -> PortraitSub
     template = body.template_image
     if not drawn and template in ("", DRAWN):
         raise Refused(Row.NO_TEMPLATE)
-    parameters = {name: value for name, value in body.configure.items() if value != ""}
+    parameters = _parameters(body)
     if scene_id := body.text("scene_id"):
         scene = await _lora(services, scene_id, owner)
         parameters["scene_id"] = scene.name or scene.id
@@ -58,11 +62,21 @@ async def portrait_of(body: Body, services: Services, owner: str) -> PortraitSub
     )
 
 
+def _parameters(body: Body) -> dict[str, Any]:
+    """What portraits know of `configure`; users send the keys of other models too."""
+    known = {field.name: body.configure.get(field.name) for field in fields(PortraitParameters)}
+    given = {name: each.strip() if isinstance(each, str) else each for name, each in known.items()}
+    wanted = {name: value for name, value in given.items() if value not in (None, "")}
+    if not body.text(_FACE) or not (body.flag("ipa_control") or body.flag("ipa_control_only")):
+        wanted.pop(_FACE, None)  # nobody looks at it
+    return wanted
+
+
 async def _people(body: Body, services: Services, owner: str) -> list[SentPerson]:
     if body.flag("ipa_control_only"):
-        photo = body.text("ipa_image_path")
+        photo = body.text(_FACE)
         if not photo:
-            raise Refused(Row.INVALID_INPUT, "ipa_control_only needs ipa_image_path, given none")
+            raise Refused(Row.INVALID_INPUT, f"ipa_control_only needs {_FACE}, given none")
         return [SentPerson(photos=[photo])]
     if not all(body.model_ids) or not body.model_ids:
         raise Refused(Row.UNKNOWN_PERSON, "model_id or model_ids must be given")

@@ -165,7 +165,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "a template too many": (
         {"parameters": {"t2i_prompt": "a king"}}, "template", "given template, t2i_prompt"
     ),
-    "nobody": ({"people": []}, "people", "people must be 1 to 10, given 0"),
+    "nobody": ({"people": []}, "people", "people must be 1 to 20, given 0"),
     "no photos": ({"people": [{}]}, "people.0", "given neither"),
     "no picture": (
         {"people": [{"photos": [base64.b64encode(b"a text").decode()]}]},
@@ -173,6 +173,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
         "people.0.photos.0 is not a picture",
     ),
     "out of range": ({"parameters": {"more_like_me": 2}}, "more_like_me", "0.0 ... 1.0, given 2"),
+    "no address": ({"parameters": {"ipa_image_path": 5}}, "ipa_image_path", "a text, given 5"),
     "unknown parameter": ({"parameters": {"beauty": 2}}, "parameters", "unknown: beauty"),
     "unknown model": ({"model": "sd9"}, "model", "given 'sd9'"),
     "an address within": (

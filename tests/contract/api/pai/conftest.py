@@ -19,11 +19,13 @@ from deployments.api.pai.signature import sign
 from deployments.loras.model import Lora
 from deployments.tasks.errors import StoreUnavailable
 from deployments.tasks.model import Claimed, Output, TaskError
+from deployments.tasks.portrait import PORTRAIT_QUEUE, PortraitOrder
 from tests.contract.api.conftest import Api, picture
 from tests.support.portraits import PhotoHost, learned, photo_host
 from tests.unit.pipelines.portrait.pictures import photo_file
 
 TOKEN = "demo-token"
+RESULT = b"the portrait's file"
 
 
 @dataclass
@@ -84,6 +86,21 @@ class Caller:
 
 
 OpenCaller = Callable[..., Awaitable[Caller]]
+
+
+async def created(
+    pai: Caller, end: Callable[[Claimed], Awaitable[None]] | None = None, **body: Any
+) -> tuple[PortraitOrder, httpx.Response]:
+    """The order that a call made, and its answer once a worker has done what `end` does."""
+    call = asyncio.create_task(pai.aigc("create", **body))
+    claiming = asyncio.create_task(pai.claim(PORTRAIT_QUEUE))
+    await asyncio.wait((call, claiming), return_when=asyncio.FIRST_COMPLETED)
+    if not claiming.done():
+        claiming.cancel()
+        raise AssertionError(call.result().text)
+    claimed = claiming.result()
+    await (end or (lambda claimed: pai.succeed(claimed, RESULT)))(claimed)
+    return PortraitOrder.model_validate(claimed.task.input), await call
 
 
 def told(answer: httpx.Response) -> str:

@@ -14,8 +14,8 @@ from deployments.api.pai.error import FAULTS
 from deployments.tasks.exchange import Beat
 from deployments.tasks.image import ImageOrder
 from deployments.tasks.model import Progress
-from deployments.tasks.portrait import PORTRAIT_QUEUE, PortraitOrder
-from tests.contract.api.pai.conftest import told
+from pipelines.lora.header import PROMPTS
+from tests.contract.api.pai.conftest import RESULT, created, told
 from tests.support.portraits import learned
 from tests.unit.pipelines.portrait.pictures import beside, photo, photo_file
 
@@ -30,20 +30,6 @@ FACE_COUNT = (
 )
 FACE_ID = "500|error|Face id image decord error. Pleace check the user's lora is trained or not."
 UNKNOWN_MODEL = "404|PARAMETER_ERROR|model not found"
-RESULT = b"the portrait's file"
-
-
-async def created(pai, end=None, **body):
-    """The order that a call made, and its answer once a worker has done what `end` does."""
-    call = asyncio.create_task(pai.aigc("create", **body))
-    claiming = asyncio.create_task(pai.claim(PORTRAIT_QUEUE))
-    await asyncio.wait((call, claiming), return_when=asyncio.FIRST_COMPLETED)
-    if not claiming.done():
-        claiming.cancel()
-        raise AssertionError(call.result().text)
-    claimed = claiming.result()
-    await (end or (lambda claimed: pai.succeed(claimed, RESULT)))(claimed)
-    return PortraitOrder.model_validate(claimed.task.input), await call
 
 
 async def test_one_person_is_put_into_a_template(pai):
@@ -101,6 +87,8 @@ async def test_one_photo_is_enough_with_ipa_control_only(pai):
     (person,) = order.people
     assert person.lora is None
     assert await pai.api.services.objects.get(person.references[0]) == photo_file("obama")
+    assert await pai.api.services.objects.get(order.ipa_image) == photo_file("obama")
+    assert pai.photos.asked(configure["ipa_image_path"]) == 1
 
 
 @pytest.mark.parametrize("template", ["", "t2i_generate", "https://demo.jpg", None])
@@ -123,6 +111,22 @@ async def test_a_scene_is_named_by_the_id_of_its_training(pai):
         configure={"scene_id": scene.name},
     )
     assert order.scene.id == scene.id
+
+
+async def test_a_scene_without_a_prompt_is_drawn_by_one_of_its_own(pai):
+    told = {PROMPTS: "a beach\na garden"}
+    lora, scene = await pai.learned(), await learned(pai.api.services, pai.owner, [], metadata=told)
+    configure, drawn = {"scene_id": scene.name}, set()
+    for _ in range(40):  # each with a seed of its own
+        order, _ = await created(pai, model_id=lora.name, configure=configure)
+        drawn.add(order.prompt)
+        if len(drawn) == 2:
+            break
+    assert drawn == {"a beach", "a garden"}
+    order, _ = await created(
+        pai, model_id=lora.name, configure=configure | {"t2i_prompt": "a street"}
+    )
+    assert order.prompt == "a street"
 
 
 async def test_an_sdxl_is_used_by_its_name_where_one_is_set(open_pai):
@@ -169,9 +173,14 @@ async def test_a_model_that_nobody_trained_is_unknown(pai):
     for name in ("", "nonsense", str(uuid.uuid4()), theirs.name, theirs.id):
         answer = await pai.aigc("create", model_id=name, template_image=template)
         assert told(answer) == UNKNOWN_PERSON, name
+        answer = await pai.aigc("create", model_id=name, template_image=pai.photos.missing())
+        assert told(answer) == UNKNOWN_PERSON, "before its template is fetched"
     lora = await pai.learned()
     answer = await pai.aigc("create", model_ids=[lora.name, ""], template_image=template)
     assert told(answer) == UNKNOWN_PERSON
+    answer = await pai.aigc("create", model_id=lora.name, template_image=pai.photos.missing())
+    assert told(answer) == TEMPLATE
+    assert not await pai.api.services.loras.registry.store.holds()
 
 
 async def test_a_model_that_is_not_trained_yet_has_no_reference(pai):

@@ -38,6 +38,8 @@ def test_any_bytes_are_json_or_one_kind_of_error(body):
         (b"-Infinity", "-Infinity"),
         (b'"\xff"', "not UTF-8 at byte 1"),
         (b"[" * 10**4, "nested too deeply"),
+        (b"[" * 65 + b"1" + b"]" * 65, "nested more than 64 deep"),
+        (b'{"a":' * 65 + b"1" + b"}" * 65, "nested more than 64 deep"),
         (b"1" * 10**5, "digits"),
         (b"", "Expecting value"),
         (json.dumps({str(i): 0 for i in range(101)}).encode(), "more than 100 keys"),

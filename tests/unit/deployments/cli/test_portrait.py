@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from deployments.cli import app
 from pipelines.upscaler.catalogue import Upscalers
 from tests.unit.pipelines.portrait.pictures import PHOTOS
+from tests.unit.pipelines.portrait.test_swapper import onnx
 
 RUNNER = CliRunner()
 OBAMA, ARDERN, COLLINS = (str(PHOTOS / f"{name}.jpg") for name in ("obama", "ardern", "collins"))
@@ -68,6 +69,23 @@ def test_a_network_enhances_the_portrait(tmp_path: Path, monkeypatch: pytest.Mon
         made.append(Image.open(tmp_path / f"{len(more)}.png"))
     assert made[0].size == made[1].size
     assert made[0].tobytes() != made[1].tobytes()
+
+
+def test_the_swapper_of_the_settings_swaps_the_face(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["portrait", "--local", "--subject", OBAMA, "--template", COLLINS]
+    (tmp_path / "swap.onnx").write_bytes(onnx(128))
+    (tmp_path / "none.onnx").write_bytes(b"no model")
+    made = []
+    for number, file in enumerate(["", "swap.onnx", "none.onnx"]):
+        if file:
+            monkeypatch.setenv("DAGUERRE_PORTRAITS__SWAPPER", str(tmp_path / file))
+        target = tmp_path / f"{number}.png"
+        ended = RUNNER.invoke(app, [*words, "-o", str(target)])
+        made.append(target.read_bytes() if ended.exit_code == 0 else ended.output)
+    assert made[0] != made[1]
+    assert "none.onnx: not an ONNX file" in made[2].replace("\n", "")
 
 
 def test_photos_are_judged_in_a_table() -> None:

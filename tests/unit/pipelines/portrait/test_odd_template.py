@@ -15,7 +15,7 @@ from pipelines.portrait.errors import Fault, PortraitError
 from pipelines.portrait.faces import FaceReader
 from pipelines.portrait.job import Subject, Tools
 from pipelines.portrait.parameters import PortraitParameters
-from pipelines.portrait.portrait import make_portrait
+from pipelines.portrait.portrait import make_portrait, read_subject
 from tests.unit.pipelines.portrait.pictures import turned
 
 Named = Callable[[str], Subject]
@@ -98,6 +98,35 @@ def test_glasses_of_the_template_do_not_keep_the_subject_away(
     goal = reader.embed(obama, reader.detect(obama)[0])
     before, after = (reader.embed(each, reader.detect(each)[0]) @ goal for each in (template, made))
     assert after - before > 0.2
+
+
+def test_glasses_of_the_template_stay_whole(
+    reader: FaceReader, tools: Tools, subject: Named, ardern: np.ndarray
+) -> None:
+    template = with_glasses(ardern, reader)
+    worn = template.copy()
+    worn[(template == ardern).all(axis=2)] = 255
+
+    def frames(picture: np.ndarray) -> int:
+        """Pixels as dark as the frames that the picture without any has not."""
+        return int((picture.max(axis=2) < 45).sum())
+
+    made, plain = (
+        make_portrait(each, [subject("obama")], tools).picture for each in (template, ardern)
+    )
+    assert frames(made) - frames(plain) > 0.5 * frames(worn)
+
+
+def test_glasses_of_the_subject_are_left_out(
+    reader: FaceReader, tools: Tools, subject: Named, ardern: np.ndarray, obama: np.ndarray
+) -> None:
+    wearing = read_subject([with_glasses(obama, reader)], reader)
+    made, plain = (
+        make_portrait(ardern, [each], tools).picture for each in (wearing, subject("obama"))
+    )
+    around = region.around_eyes(reader.detect(ardern)[0].mesh, ardern.shape[:2]) > 0
+    darker = plain[around].max(axis=1).astype(int) - made[around].max(axis=1)
+    assert (darker > 60).mean() < 0.1
 
 
 def colour_16_bit(picture: np.ndarray) -> bytes:

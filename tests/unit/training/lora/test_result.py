@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,17 @@ import diffusers
 import numpy as np
 from safetensors import safe_open
 
+from deployments.loras.registry import shown_metadata
 from pipelines.components import Components
 from pipelines.engine.engine import Engine, Outcome
 from pipelines.engine.request import ImageRequest, ImageResult, LoraUse, Picture
 from pipelines.lora.adapter import bind
 from pipelines.lora.formats import read_lora
+from pipelines.lora.header import PROMPTS
 from tests.unit.pipelines.lora.layouts import copied, drawn
 from tests.unit.training.lora.conftest import Train
 from training.lora.job import LoraJob
+from training.lora.source import Example
 
 
 def by_engine(parts: Components, request: ImageRequest) -> Picture:
@@ -102,3 +106,25 @@ def test_the_file_says_what_it_is_and_how_it_was_made(
     assert ours["loss"] == result.loss > 0
     assert ours["validation_loss"] == result.validation_loss
     assert ours["job"]["rank"] == 3
+
+
+def test_the_file_of_a_scene_tells_what_draws_it_and_of_a_style_nothing(
+    sd: Components,
+    job: Callable[..., LoraJob],
+    train: Train,
+    examples: list[Example],
+) -> None:
+    def told(kind: str, captions: list[str]) -> str | None:
+        given = [
+            replace(example, caption=caption)
+            for example, caption in zip(examples, captions, strict=False)
+        ]
+        file = train(job(kind=kind, steps=1), sd, examples=given).file
+        assert file
+        with safe_open(file, framework="pt") as opened:
+            return shown_metadata(opened.metadata()).get(PROMPTS)
+
+    assert told("scene", ["a beach", "a street", "a beach"]) == "a beach\na street"
+    long = "a beach, " * 30
+    assert told("scene", [long, long + "b", "a street"]) == f"{long.strip()}\na street"
+    assert told("style", ["a beach", "a street"]) is None
