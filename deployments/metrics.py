@@ -42,7 +42,8 @@ class GeneratorMetrics:
         self.tasks.set_default_tags({"model": model})
         self._cache_lookups = metrics.Counter(
             "daguerre_cache_lookups_total",
-            "Prompts, initial and reference pictures, encoded (miss) or at hand (hit).",
+            "Prompts, initial and reference pictures, encoded (miss) or at hand (hit), and twins: "
+            "whole pictures, computed or shared with an equal request in flight.",
             tag_keys=("model", "cache", "result"),
         )
         self._cache_lookups.set_default_tags({"model": model})

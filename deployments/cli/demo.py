@@ -28,7 +28,7 @@ _QUIET_PORTS = range(20_000, 32_000)
 DemoPrompt = Annotated[str, typer.Argument(help="What to draw.")]
 DemoOutput = Annotated[Path, typer.Option("--output", "-o", help="Picture to write.")]
 DemoPort = Annotated[int | None, typer.Option(min=1, max=65535, show_default="a free one")]
-DemoSeed = Annotated[int, typer.Option(min=0)]
+DemoSeed = Annotated[int, typer.Option(min=0, help="Same seed, same picture.")]
 
 
 def demo(

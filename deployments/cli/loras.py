@@ -19,7 +19,14 @@ if TYPE_CHECKING:
 app = typer.Typer(invoke_without_command=True)
 
 File = Annotated[
-    Path, typer.Argument(exists=True, dir_okay=False, readable=True, show_default=False)
+    Path,
+    typer.Argument(
+        exists=True,
+        dir_okay=False,
+        readable=True,
+        help="LoRA, LoCon, DoRA, LoHa or LoKr, as .safetensors.",
+        show_default=False,
+    ),
 ]
 NewName = Annotated[str | None, typer.Option("--name", help="By default the file's.")]
 Trigger = Annotated[

@@ -51,11 +51,15 @@ Template = Annotated[
 Output = Annotated[Path | None, typer.Option("-o", "--output", help="The file to write.")]
 Local = Annotated[bool, typer.Option("--local", help="In this process, with no server.")]
 Model = Annotated[
-    str | None, typer.Option(help="One of the configured models repaints; else none does.")
+    str | None,
+    typer.Option(help="Which configured model repaints; by default the server's, locally none."),
 ]
 Loras = Annotated[
     list[Path] | None,
-    typer.Option("--lora", help="The file of a subject's LoRA; repeat it in the subjects' order."),
+    typer.Option(
+        "--lora",
+        help="With --local: the file of a subject's LoRA; repeat it in the subjects' order.",
+    ),
 ]
 Seed = Annotated[int | None, typer.Option(min=0, max=2**62, help="Of the repaints.")]
 Sets = Annotated[
@@ -63,14 +67,15 @@ Sets = Annotated[
     typer.Option("--set", help="A parameter, e.g. more_like_me=0.8; repeatable."),
 ]
 Debug = Annotated[
-    Path | None, typer.Option("--debug-dir", help="Every stage's pictures are written here.")
+    Path | None,
+    typer.Option("--debug-dir", help="With --local: every stage's pictures are written here."),
 ]
 Upscaler = Annotated[
     str | None,
     typer.Option(
         "--upscaler",
-        help="Enhance by this network, such as 'R-ESRGAN 4x+', where all faces stay the same "
-        "persons'. Minutes on a CPU.",
+        help="With --local: enhance by this network, such as 'R-ESRGAN 4x+', where all faces stay "
+        "the same persons'. Minutes on a CPU.",
     ),
 ]
 Photos = Annotated[

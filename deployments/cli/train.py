@@ -37,7 +37,7 @@ Trigger = Annotated[str | None, typer.Option(help="The word that will call it up
 ClassWord = Annotated[str | None, typer.Option(help="What a subject is one of, e.g. dog.")]
 Steps = Annotated[int | None, typer.Option(min=1, help="More learn more, and take longer.")]
 Rank = Annotated[int | None, typer.Option(min=1, help="The size of the adapter.")]
-Rate = Annotated[float | None, typer.Option("--learning-rate", min=0)]
+Rate = Annotated[float | None, typer.Option("--learning-rate", min=0, help="By default 1e-4.")]
 Batch = Annotated[int | None, typer.Option("--batch-size", min=1, help="Pictures of one step.")]
 Resolution = Annotated[int | None, typer.Option(min=64, help="Pixels; else the model's own.")]
 Preview = Annotated[

@@ -18,34 +18,33 @@ from pipelines.diffusion.state import ImageState
 
 
 def reusing_forward(
-    unet: Any, states: Sequence[ImageState], *inputs: torch.Tensor, **conditions: Any
-) -> torch.Tensor:
-    """The UNet's output for rows of states that are all full, or all shallow.
+    unet: Any, rows: Sequence[tuple[ImageState, int]], *inputs: torch.Tensor, **conditions: Any
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The UNet's output for rows of states that are all full, or all shallow; and of a full forward
+    the deep features, if a state will reuse them.
 
-    The rows are the unconditional ones of those with guidance, which come first, then the
-    conditional ones of all, one state's together, then the last one again, as padding. A state
-    that will reuse features gets those of a full forward; done twice, it makes no difference.
+    Each row comes with its place among those of its state's features.
     """
-    pairs = sum(state.guided for state in states)
-    kept = [state.deep for state in states if state.shallow and state.deep is not None]
+    kept = [state.deep[place] for state, place in rows if state.shallow and state.deep is not None]
     if kept:
-        rows = [rows[:1] for rows in kept[:pairs]]
-        rows += [kept[i][-len(state.positive) :] for i, state in enumerate(states)]
-        missing = len(inputs[0]) - sum(map(len, rows))
-        deep = torch.cat(rows + [rows[-1][-1:]] * missing)
-        return shallow_forward(unet, deep, *inputs, **conditions)
-    if all(state.request.deep_cache == 1 for state in states):
+        return shallow_forward(unet, torch.stack(kept), *inputs, **conditions), None
+    if all(state.request.deep_cache == 1 for state, _ in rows):
         output: torch.Tensor = unet(*inputs, return_dict=False, **conditions)[0]
-        return output
-    output, deep = full_forward(unet, *inputs, **conditions)
-    start = pairs
-    for i, state in enumerate(states):
-        own = range(start, start + len(state.positive))
-        start = own.stop
-        if state.request.deep_cache > 1:
-            mine = [i, *own] if state.guided else [*own]
-            state.deep = deep[mine]  # a copy: a view would keep all rows in memory
-    return output
+        return output, None
+    return full_forward(unet, *inputs, **conditions)
+
+
+def keep_features(states: Sequence[ImageState], deep: Sequence[torch.Tensor | None]) -> None:
+    """Gives states what they will reuse of the deep features of their full forward.
+
+    Both are by row; a state's unconditional row comes first. Done twice, it makes no difference.
+    """
+    kept: dict[int, tuple[ImageState, list[torch.Tensor]]] = {}
+    for state, features in zip(states, deep, strict=True):
+        if features is not None and state.request.deep_cache > 1:
+            kept.setdefault(id(state), (state, []))[1].append(features)
+    for state, rows in kept.values():
+        state.deep = torch.stack(rows)  # copies: views would keep all rows in memory
 
 
 def full_forward(unet: Any, *inputs: Any, **conditions: Any) -> tuple[torch.Tensor, torch.Tensor]:

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from pipelines.components import Components
 from pipelines.control.residual import control_residuals
-from pipelines.diffusion.deep_cache import reusing_forward
+from pipelines.diffusion.deep_cache import keep_features, reusing_forward
 from pipelines.diffusion.state import ImageState, non_finite
 from pipelines.diffusion.tiling import tiled
 from pipelines.ip_adapter.attention import RowImages, image_prompts
@@ -25,51 +25,51 @@ class Row(NamedTuple):
     state: ImageState
     embeds: PromptEmbeds
     images: RowImages
+    place: int
+    """Among the rows of its state's deep features."""
 
 
-def denoise(parts: Components, bank: LoraBank, states: Sequence[ImageState]) -> list[torch.Tensor]:
+def denoise(
+    parts: Components, bank: LoraBank, states: Sequence[ImageState], most_rows: int | None = None
+) -> list[torch.Tensor]:
     """The guided noise prediction of each state, 1 x C x H x W.
 
-    All states share one batch key; full and shallow ones have a forward each. A state whose
-    prediction is not finite gets its `error`.
+    All states share one batch key; full and shallow ones have a forward each, and more where they
+    have more than `most_rows`. A state whose prediction is not finite gets its `error`.
     """
+    # told apart first: a full forward gives a state features, and it must not run again with them
+    kinds: tuple[list[int], list[int]] = ([], [])
+    for i, state in enumerate(states):
+        kinds[state.shallow].append(i)
     predicted: dict[int, torch.Tensor] = {}
-    for shallow in (False, True):
-        alike = [i for i, state in enumerate(states) if state.shallow is shallow]
-        if alike:
-            noise_preds = _denoise_alike(parts, bank, [states[i] for i in alike])
-            predicted |= zip(alike, noise_preds, strict=True)
+    for alike in filter(None, kinds):
+        noise_preds = _denoise_alike(parts, bank, [states[i] for i in alike], most_rows)
+        predicted |= zip(alike, noise_preds, strict=True)
     return [predicted[i] for i in range(len(states))]
 
 
 def _denoise_alike(
-    parts: Components, bank: LoraBank, states: Sequence[ImageState]
+    parts: Components, bank: LoraBank, states: Sequence[ImageState], most_rows: int | None
 ) -> list[torch.Tensor]:
     order = sorted(range(len(states)), key=lambda i: not states[i].guided)
     ordered = [states[i] for i in order]
     # rows: the unconditional of those with guidance, then the conditionals of all
     rows = [
-        Row(s, s.negative.at(s.step_index), s.negative_images)
+        Row(s, s.negative.at(s.step_index), s.negative_images, 0)
         for s in ordered
         if s.guided and s.negative is not None
     ]
     pairs = len(rows)
-    rows += [Row(s, one.at(s.step_index), s.images) for s in ordered for one in s.positive]
-    count = len(rows)
-    if parts.compiled:
-        rows += rows[-1:] * (row_bucket(count) - count)
-    inputs = {id(state): _model_input(state, parts.dtype) for state in ordered}
-    sample = torch.cat([inputs[id(row.state)] for row in rows])
-    steps = [row.state.sampler.timestep for row in rows]
-    times = torch.tensor(steps, dtype=torch.float32, device=parts.device)
-    conditions = _conditions(rows)
-    conditions |= _residuals(rows, sample, times, conditions)
-    with (
-        bank.rows("unet", [row.state.loras for row in rows]),
-        image_prompts([row.images for row in rows]),
-        tiled(parts.unet, states[0].request.tiling),
-    ):
-        noise = reusing_forward(parts.unet, ordered, sample, times, **conditions)[:count]
+    rows += [
+        Row(s, one.at(s.step_index), s.images, place)
+        for s in ordered
+        for place, one in enumerate(s.positive, -len(s.positive))
+    ]
+    size = most_rows or len(rows)
+    chunks = [rows[start : start + size] for start in range(0, len(rows), size)]
+    forwards = [_forward(parts, bank, chunk) for chunk in chunks]
+    noise = torch.cat([output for output, _ in forwards])
+    keep_features([row.state for row in rows], [row for _, deep in forwards for row in deep])
     uncond, cond = noise[:pairs], _joined(ordered, noise[:pairs], noise[pairs:])
     predicted = torch.cat([_guide(ordered[:pairs], uncond, cond[:pairs]), cond[pairs:]])
     finite = torch.isfinite(predicted).flatten(1).all(1).tolist()
@@ -79,6 +79,30 @@ def _denoise_alike(
         if not finite[row]:
             states[i].error = non_finite(states[i], "the UNet")
     return result
+
+
+def _forward(
+    parts: Components, bank: LoraBank, rows: Sequence[Row]
+) -> tuple[torch.Tensor, Sequence[torch.Tensor | None]]:
+    """The output of one forward, and deep features where a state will reuse some; both by row."""
+    count = len(rows)
+    if parts.compiled:
+        rows = [*rows, *[rows[-1]] * (row_bucket(count) - count)]
+    states = {id(row.state): row.state for row in rows}
+    inputs = {key: _model_input(state, parts.dtype) for key, state in states.items()}
+    sample = torch.cat([inputs[id(row.state)] for row in rows])
+    steps = [row.state.sampler.timestep for row in rows]
+    times = torch.tensor(steps, dtype=torch.float32, device=parts.device)
+    conditions = _conditions(rows)
+    conditions |= _residuals(rows, sample, times, conditions)
+    places = [(row.state, row.place) for row in rows]
+    with (
+        bank.rows("unet", [row.state.loras for row in rows]),
+        image_prompts([row.images for row in rows]),
+        tiled(parts.unet, rows[0].state.request.tiling),
+    ):
+        output, deep = reusing_forward(parts.unet, places, sample, times, **conditions)
+    return output[:count], [None] * count if deep is None else deep[:count].unbind()
 
 
 def row_bucket(rows: int) -> int:

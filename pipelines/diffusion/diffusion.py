@@ -74,12 +74,15 @@ class Diffusion:
         attach(self.components, self.references, states, worn)
         return states
 
-    def denoise(self, states: Sequence[ImageState]) -> list[torch.Tensor]:
+    def denoise(
+        self, states: Sequence[ImageState], most_rows: int | None = None
+    ) -> list[torch.Tensor]:
         """One UNet forward over all rows: the guided noise prediction of each, 1 x C x H x W.
 
         All states share one batch key. A state whose prediction is not finite gets its `error`.
+        More than `most_rows` are several forwards.
         """
-        return denoise(self.components, self._loader.loras, states)
+        return denoise(self.components, self._loader.loras, states, most_rows)
 
     def advance(self, states: Sequence[ImageState], noise_preds: Sequence[torch.Tensor]) -> None:
         """Moves each state one sampler step on. One that fails gets its `error`, others go on."""

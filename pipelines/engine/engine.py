@@ -123,9 +123,9 @@ class Engine:
             self._previews[request_id] = None
 
     def snapshot(self, request_id: str) -> Snapshot | None:
-        """Of a request that has begun and can go on from one; to be asked between steps."""
+        """Of one that has begun, is in its first pass and can go on; to be asked between steps."""
         job = self._jobs.get(request_id)
-        if job is None or job.state is None or job.state.error is not None:
+        if job is None or job.state is None or job.state.error is not None or job.steps_before:
             return None
         return take_snapshot(self.components, job.state)
 

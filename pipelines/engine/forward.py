@@ -21,7 +21,8 @@ log = logging.getLogger("ray.serve.daguerre.engine")
 class Forward:
     """A batch that fails is halved until the culprits are alone: no request fails for another's.
 
-    One that runs out of memory also lowers the number of rows of its key, for good.
+    One that runs out of memory also lowers the number of rows of its key, for good; a request whose
+    own rows are too many for one forward takes several.
     """
 
     def __init__(
@@ -39,12 +40,13 @@ class Forward:
     def step(self, key: BatchKey, states: Sequence[ImageState]) -> None:
         """Moves each state, all of one key, a step on; one that cannot gets its `error`."""
         self.rows = sum(state.rows for state in states)
-        for part in _parts(states, self._scheduler.limit(key)):
-            self._try(key, part)
+        limit = self._scheduler.limit(key)
+        for part in _parts(states, limit):
+            self._try(key, part, limit)
 
-    def _try(self, key: BatchKey, states: Sequence[ImageState]) -> None:
+    def _try(self, key: BatchKey, states: Sequence[ImageState], most_rows: int) -> None:
         try:
-            noise_preds = self._measured(key, states)
+            noise_preds = self._measured(key, states, most_rows)
         except Exception as error:
             log.warning("a forward of %d requests failed", len(states), exc_info=error)
             # the frames of its traceback would keep the activations in memory
@@ -52,56 +54,76 @@ class Forward:
         else:
             self._diffusion.advance(states, noise_preds)
             return
-        self._failed(key, states, failure)
+        self._failed(key, states, most_rows, failure)
 
-    def _measured(self, key: BatchKey, states: Sequence[ImageState]) -> list[torch.Tensor]:
-        if self._profile is None:
-            return self._denoised(key, states)
+    def _measured(
+        self, key: BatchKey, states: Sequence[ImageState], most_rows: int
+    ) -> list[torch.Tensor]:
         rows = sum(state.rows for state in states)
+        if self._profile is None or rows > most_rows:
+            return self._denoised(key, states, most_rows)
         on_cuda, used = self._device.type == "cuda", 0
         if on_cuda:
             torch.cuda.reset_peak_memory_stats(self._device)
             before = torch.cuda.memory_allocated(self._device)
         started_at = time.perf_counter()
         # it reads what it computed back, so it has really been computed at its end
-        noise_preds = self._denoised(key, states)
+        noise_preds = self._denoised(key, states, most_rows)
         seconds = time.perf_counter() - started_at
         if on_cuda:
             used = torch.cuda.max_memory_allocated(self._device) - before
             self._profile.room_bytes = _free_bytes(self._device)
-        self._profile.record(key, rows, seconds, used)
+        if _without_reuse(states):
+            self._profile.record(key, rows, seconds, used)
         return noise_preds
 
-    def _denoised(self, key: BatchKey, states: Sequence[ImageState]) -> list[torch.Tensor]:
+    def _denoised(
+        self, key: BatchKey, states: Sequence[ImageState], most_rows: int
+    ) -> list[torch.Tensor]:
         """On a CPU with as many threads as are the fastest for so many rows."""
         if self._device.type != "cpu":
-            return self._diffusion.denoise(states)
+            return self._diffusion.denoise(states, most_rows)
         rows = sum(state.rows for state in states)
         best = self.threads.best(key, rows)
         torch.set_num_threads(best)
         try:
             started_at = time.perf_counter()
-            noise_preds = self._diffusion.denoise(states)
+            noise_preds = self._diffusion.denoise(states, most_rows)
             seconds = time.perf_counter() - started_at
-            # steps of different depth take different times whatever the threads
-            if all(state.request.deep_cache == 1 for state in states):
+            if _without_reuse(states):
                 self.threads.record(key, rows, best, seconds)
         finally:
             torch.set_num_threads(self.threads.most)
         return noise_preds
 
-    def _failed(self, key: BatchKey, states: Sequence[ImageState], error: Exception) -> None:
-        rows = sum(state.rows for state in states)
-        if isinstance(error, torch.OutOfMemoryError):
+    def _failed(
+        self, key: BatchKey, states: Sequence[ImageState], most_rows: int, error: Exception
+    ) -> None:
+        rows = min(most_rows, sum(state.rows for state in states))
+        out_of_memory = _is_out_of_memory(error)
+        if out_of_memory:
             self._scheduler.lower_limit(key, rows // 2)
             torch.cuda.empty_cache()
-        if len(states) == 1:
-            states[0].error = explained(f"a step of {rows} rows", error)
-            return
         # nothing has advanced and no noise was drawn: the halves begin where the whole did
-        middle = len(states) // 2
-        self._try(key, states[:middle])
-        self._try(key, states[middle:])
+        if len(states) > 1:
+            middle = len(states) // 2
+            self._try(key, states[:middle], most_rows)
+            self._try(key, states[middle:], most_rows)
+        elif out_of_memory and rows > 1:
+            self._try(key, states, rows // 2)
+        else:
+            states[0].error = explained(f"a step of {states[0].rows} rows", error)
+
+
+def _without_reuse(states: Sequence[ImageState]) -> bool:
+    """Whether their steps are all of one depth: others take another time whatever the rows."""
+    return all(state.request.deep_cache == 1 for state in states)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # of a CPU torch says so in a RuntimeError like any other
+    kinds = (torch.OutOfMemoryError, MemoryError)
+    return isinstance(error, kinds) or "DefaultCPUAllocator" in str(error)
 
 
 def _parts(states: Sequence[ImageState], limit: int) -> Iterator[list[ImageState]]:

@@ -10,6 +10,7 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from safetensors.torch import load, save
@@ -110,8 +111,9 @@ def _put(state: ImageState, sampler: SamplerState, snapshot: Snapshot) -> None:
 
 def _order(parts: Components, request: ImageRequest) -> str:
     model = f"{parts.name} {parts.dtype} {parts.in_channels}"
-    # what may differ between two attempts at the same picture
-    asked = fingerprint(replace(request, priority=0))
+    # what may differ between two attempts at the same picture: a file's folder is its worker's own
+    loras = tuple(replace(use, path=Path(use.path.name)) for use in request.loras)
+    asked = fingerprint(replace(request, priority=0, loras=loras))
     return hashlib.blake2b(model.encode() + asked, digest_size=16).hexdigest()
 
 

@@ -22,6 +22,8 @@ class Twins:
         self._members: dict[str, list[str]] = {}
         """By leader: all that wait for it, itself included unless it has left."""
         self._leader_of: dict[str, str] = {}
+        self.lookups = {("twin", "hit"): 0, ("twin", "miss"): 0}
+        """Requests that joined another, and those that are computed."""
 
     def join(self, request_id: str, asked: bytes) -> bool:
         """True for the first to ask for this, which is then to be computed."""
@@ -29,7 +31,9 @@ class Twins:
         self._asked.setdefault(leader, asked)
         self._members.setdefault(leader, []).append(request_id)
         self._leader_of[request_id] = leader
-        return leader == request_id
+        is_first = leader == request_id
+        self.lookups["twin", "miss" if is_first else "hit"] += 1
+        return is_first
 
     def leader(self, request_id: str) -> str:
         """The request that is computed for this one."""

@@ -186,7 +186,7 @@ class EngineWorker:
                 steps_total=self._steps_total,
                 pictures_total=self._pictures_total,
                 failures_total=self._failures_total,
-                cache_lookups=self._engine.diffusion.cache_lookups,
+                cache_lookups=self._engine.diffusion.cache_lookups | self._twins.lookups,
                 last_step_age_s=time.monotonic() - self._progress_at,
                 step_s=self._step_s,
             )

@@ -192,15 +192,17 @@ def _row(number: int, worn: list[tuple[Factors, float]]) -> _Row:
     if len(worn) == 1 and worn[0][0].norms is None:
         ((factors, weight),) = worn
         return _Row(number, factors.down, factors.up, weight)
-    ups, gain = [], None
+    ups: list[torch.Tensor] = []
+    gain: torch.Tensor | None = None
     for factors, weight in worn:
-        up = factors.up * weight
+        ups.append(factors.up * weight)
         if factors.norms is not None:
+            # as in peft, a DoRA scales what those before it have added, too
             own = factors.gain(weight)
-            up = (up * own).to(up.dtype)
-            gain = own - 1 if gain is None else gain + own - 1
-        ups.append(up)
-    return _Row(number, torch.cat([f.down for f, _ in worn]), torch.cat(ups), 1.0, gain)
+            ups = [(up * own).to(up.dtype) for up in ups]
+            gain = own if gain is None else gain * own
+    down, up = torch.cat([f.down for f, _ in worn]), torch.cat(ups)
+    return _Row(number, down, up, 1.0, None if gain is None else gain - 1)
 
 
 def _gains(members: list[_Row]) -> torch.Tensor | None:

@@ -144,7 +144,8 @@ def _check_length(path: Path, name: str) -> None:
 
 
 def sort_keys(name: str, floating: Mapping[str, bool]) -> dict[str, dict[str, str]]:
-    """Keys by module, then part. `floating`: whether each key's values are floating-point.
+    """Keys by module, then part. `floating`: whether each key's values are floating-point, as all
+    but an alpha must be.
 
     Raises ModelError where there is any other key, or none.
     """
@@ -152,7 +153,7 @@ def sort_keys(name: str, floating: Mapping[str, bool]) -> dict[str, dict[str, st
     unknown = []
     for key, is_floating in floating.items():
         module, part = _split(key)
-        if part is None or not is_floating:
+        if part is None or not (is_floating or part == "alpha"):
             unknown.append(key)
         else:
             modules.setdefault(module, {})[part] = key

@@ -6,6 +6,7 @@ The worker runs in this process, or in one of its own where it is to be killed.
 import asyncio
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -57,30 +58,34 @@ async def test_a_portrait_is_kept_and_what_was_sent_for_it_goes(
 async def test_whoever_watches_is_told_the_stage_and_shown_pictures_between(
     start: Start, order: Submit, store: TaskStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slow = asyncio.Event()
-
-    def waiting(job: PortraitJob) -> PortraitJob:
-        asyncio.run_coroutine_threadsafe(slow.wait(), loop).result()
-        return job
-
+    going_on, shown = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
-    monkeypatch.setattr(portrait_run, "STAGES", (*STAGES[:3], waiting, *STAGES[4:]))
+
+    def until(gate: asyncio.Event) -> Callable[[PortraitJob], PortraitJob]:
+        def waiting(job: PortraitJob) -> PortraitJob:
+            asyncio.run_coroutine_threadsafe(gate.wait(), loop).result()
+            return job
+
+        return waiting
+
+    held = (*STAGES[:3], until(going_on), *STAGES[4:-1], until(shown))
+    monkeypatch.setattr(portrait_run, "STAGES", held)
     task = await order()
     await store.events(task.id, block_s=0.01)  # somebody watches
     start()
-    seen: list[Any] = []
+    seen: list[str] = []
     after = "0"
-    async with asyncio.timeout(60):
-        while "waiting" not in [event.data.get("stage") for event in seen]:
+    async with asyncio.timeout(300):
+        while not (going_on.is_set() and "preview" in seen):
             for event in await store.events(task.id, after=after, block_s=1):
                 after = event.id
-                seen.append(event)
-    now = (await store.get(task.id)).progress
-    assert (now.stage, now.step, now.steps) == ("waiting", 4, len(NAMES) + 1)
-    slow.set()
-    await ended(store, task)
-    seen += await store.events(task.id, after="0", block_s=0)
-    assert "preview" in [event.type for event in seen]
+                seen.append(event.type)
+                if event.data.get("stage") == "waiting" and not going_on.is_set():
+                    now = (await store.get(task.id)).progress
+                    assert (now.stage, now.step, now.steps) == ("waiting", 4, len(NAMES) + 1)
+                    going_on.set()
+    shown.set()
+    assert (await ended(store, task)).status is Status.SUCCEEDED
 
 
 async def test_a_canceled_portrait_runs_no_further_stage_and_leaves_nothing_behind(
@@ -143,7 +148,7 @@ async def killed_in_its_seventh_stage(settings: Settings, redis_url: str) -> Non
     assert process.stdout
     process.stdin.write(given.model_dump_json().encode())
     process.stdin.close()
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(300):
         assert await process.stdout.readline() == b"there\n"
     process.kill()
     await process.wait()

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from pipelines.components import Components
 from pipelines.diffusion import Diffusion
-from pipelines.engine.request import ControlUse, ImageRequest, IPAdapterUse, Picture
+from pipelines.engine.request import ControlUse, ImageRequest, IPAdapterUse, LoraUse, Picture
 from pipelines.samplers import SAMPLERS
 
 Tensors = dict[str, torch.Tensor]
@@ -136,9 +136,14 @@ def plain_picture(
     arguments = _arguments(request) | _control_arguments(request, controls)
     if request.long_prompt:
         arguments |= _prompt_arguments(components, request)
+    if request.loras:
+        _wear(pipe, request.loras)
     if request.ip_adapters:
         arguments |= _with_ip_adapters(pipe, request.ip_adapters)
-    return np.asarray(pipe(**arguments).images[0])
+    picture = np.asarray(pipe(**arguments).images[0])
+    if request.loras:
+        pipe.unload_lora_weights()  # of the text encoders, which others share
+    return picture
 
 
 @functools.cache
@@ -206,6 +211,14 @@ def _control_arguments(request: ImageRequest, controls: tuple[ControlUse, ...]) 
         "control_guidance_end": [use.end for use in controls],
     }
     return values if len(controls) > 1 else {key: value[0] for key, value in values.items()}
+
+
+def _wear(pipe: Any, uses: tuple[LoraUse, ...]) -> None:
+    """LoRAs whose weights are the same in the UNet and in the text encoders."""
+    names = [f"number{i}" for i in range(len(uses))]
+    for name, use in zip(names, uses, strict=True):
+        pipe.load_lora_weights(use.path.parent, weight_name=use.path.name, adapter_name=name)
+    pipe.set_adapters(names, [use.weight for use in uses])
 
 
 def _with_ip_adapters(pipe: Any, uses: tuple[IPAdapterUse, ...]) -> dict[str, Any]:

@@ -153,6 +153,22 @@ def test_deep_layers_run_for_full_rows_alone(
     assert [state.deep for state in states] == [None] * 3, "nothing is kept past the last step"
 
 
+def test_no_step_takes_more_than_one_forward(
+    sd: Components, make_request: MakeRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[int] = []
+    forward = sd.unet.conv_in.forward
+
+    def counted(sample: torch.Tensor) -> torch.Tensor:
+        rows.append(len(sample))
+        return forward(sample)
+
+    monkeypatch.setattr(sd.unet.conv_in, "forward", counted)
+    request = make_request(deep_cache=2, num_inference_steps=6, guidance_interval=(0.5, 0.9))
+    draw(sd, [[request]])
+    assert rows == [1, 1, 1, 2, 2, 1], "the fourth, full as guidance comes on, included"
+
+
 @torch.inference_mode()
 def test_a_denoise_that_is_done_again_gives_the_same(
     sd: Components, make_request: MakeRequest

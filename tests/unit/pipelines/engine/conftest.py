@@ -31,10 +31,10 @@ class Run:
         for _ in range(count):
             self.engine.step()
 
-    def finish(self) -> None:
-        """By time, not by steps: files are read beside them."""
+    def finish(self, done: Callable[[], bool] | None = None) -> None:
+        """Until all is drawn, or `done`. By time, not by steps: files are read beside them."""
         ends_at = time.monotonic() + 300
-        while not self.engine.idle:
+        while not (done() if done else self.engine.idle):
             assert time.monotonic() < ends_at, "the engine does not come to an end"
             self.engine.step()
 

@@ -134,6 +134,30 @@ def test_a_waiting_request_can_be_canceled_and_an_unknown_id_is_ignored(
     assert run.result(running)
 
 
+def test_a_parked_request_and_one_that_awaits_the_vae_can_be_canceled(
+    sd: Components, make_request: MakeRequest, new_run: NewRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.diffusion.latents.VAE_BATCH_PIXELS", 64 * 64)
+    run = new_run(sd, max_rows=4)
+    parked = make_request(num_inference_steps=9)
+    urgent = [make_request(num_inference_steps=1, priority=1, seed=i) for i in range(2)]
+    run.add(parked)
+    run.steps(2)
+    run.add(*urgent)
+    run.steps(1)
+    assert len(run.events(parked)) == 2
+    assert run.engine.scheduler.running == 0
+    assert run.engine.decoding == 1
+    for request in (parked, urgent[1]):
+        run.engine.cancel(request.id)
+    run.steps(1)
+    assert run.engine.idle
+    assert run.engine.scheduler.waiting == run.engine.scheduler.rows == run.engine.decoding == 0
+    assert run.result(urgent[0])
+    for request in (parked, urgent[1]):
+        assert isinstance(run.error(request), RequestCanceled)
+
+
 def test_the_higher_priority_starts_first(
     sd: Components, make_request: MakeRequest, new_run: NewRun
 ) -> None:

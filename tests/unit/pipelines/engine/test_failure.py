@@ -211,12 +211,22 @@ def test_a_forward_that_crashes_for_one_request_fails_that_one_alone(
     assert all(run.result(request) for request in requests if request is not victim)
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("out of memory"),
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    ],
+    ids=["device", "Python", "CPU"],
+)
 def test_a_batch_too_large_for_memory_is_split_and_no_request_is_lost(
     sd: Components,
     make_request: MakeRequest,
     monkeypatch: pytest.MonkeyPatch,
     new_run: NewRun,
     picture_alone: Callable[[Components, ImageRequest], Picture],
+    error: Exception,
 ) -> None:
     requests = [make_request(seed=i, num_inference_steps=3) for i in range(6)]
     alone = [picture_alone(sd, request) for request in requests]
@@ -226,7 +236,7 @@ def test_a_batch_too_large_for_memory_is_split_and_no_request_is_lost(
     def limited(sample: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         rows.append(len(sample))
         if len(sample) > 4:
-            raise torch.OutOfMemoryError("out of memory")
+            raise error
         return forward(sample, *args, **kwargs)
 
     monkeypatch.setattr(sd.unet, "forward", limited)
@@ -238,6 +248,39 @@ def test_a_batch_too_large_for_memory_is_split_and_no_request_is_lost(
     assert rows[0] == 12
     assert max(rows[3:]) <= 6, "a key that ran out of memory runs fewer rows from then on"
     assert rows.count(12) == 1
+
+
+@pytest.mark.parametrize("fits", [1, 2, 3])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"deep_cache": 2}, {"prompt": "a cat AND a mat AND a dog", "prompt_editing": True}],
+    ids=["two rows", "reused features", "four rows"],
+)
+def test_a_request_whose_own_rows_are_too_large_for_memory_takes_several_forwards(
+    sd: Components,
+    make_request: MakeRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    new_run: NewRun,
+    picture_alone: Callable[[Components, ImageRequest], Picture],
+    fits: int,
+    changes: dict[str, Any],
+) -> None:
+    request = make_request(**changes)
+    alone = picture_alone(sd, request)
+    forward, rows = sd.unet.conv_in.forward, list[int]()
+
+    def limited(sample: torch.Tensor) -> torch.Tensor:
+        if len(sample) > fits:
+            raise torch.OutOfMemoryError("out of memory")
+        rows.append(len(sample))
+        return forward(sample)
+
+    monkeypatch.setattr(sd.unet.conv_in, "forward", limited)
+    run = new_run(sd)
+    run.add(request)
+    run.finish()
+    assert apart(run.result(request).picture, alone) <= 1
+    assert max(rows) <= fits
 
 
 def test_decoding_that_fails_together_is_tried_alone(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from pipelines.engine.request import (
     ImageResult,
     Picture,
 )
+from pipelines.engine.snapshot import Snapshot
 from pipelines.engine.worker import EngineWorker
 from pipelines.errors import InvalidRequest, ModelError, RequestCanceled
 from pipelines.upscaler.catalogue import NO_UPSCALER, RESAMPLERS, Upscalers
@@ -135,6 +137,27 @@ def test_a_request_may_be_canceled_in_its_second_pass(sd: Components, hires: Mak
     assert isinstance(outcomes[-1], Failure)
     assert engine.idle
     assert engine.scheduler.rows == 0
+
+
+def test_a_request_that_is_cut_off_in_its_second_pass_goes_on_in_its_first(
+    sd: Components, hires: MakeRequest
+) -> None:
+    request, found = hires(), list[Snapshot | None]()
+    engine = Engine(sd, report=lambda outcome: None)
+    engine.add(request)
+    for _ in range(6):
+        engine.step()
+        found.append(engine.snapshot(request.id))
+    in_first = [snapshot for snapshot in found if snapshot is not None]
+    assert [snapshot.step_index for snapshot in in_first] == [1, 2, 3]
+    (unbroken,) = pictures(sd, request)
+    again = dataclasses.replace(request, resume=in_first[-1].to_bytes())
+    _, outcomes = run(sd, again)
+    result = outcomes[-1]
+    assert isinstance(result, ImageResult)
+    assert np.array_equal(result.picture, unbroken)
+    steps = [o.step for o in outcomes if isinstance(o, EngineEvent) and o.kind is EventKind.STEP]
+    assert steps == [4, 5, 6, 7, 8], "three steps were not made again"
 
 
 @pytest.mark.parametrize("upscaler", ["Latent", "Lanczos"])

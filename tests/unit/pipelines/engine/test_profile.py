@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.components import Components
+from pipelines.engine.engine import Engine
 from pipelines.engine.profile import ENOUGH, REMEASURE, StepProfile
+from pipelines.engine.request import ImageRequest
 from pipelines.engine.scheduler import Scheduler
 from pipelines.engine.ticket import BatchKey, Ticket
 
@@ -55,6 +58,20 @@ def test_until_a_full_batch_was_measured_nothing_is_limited() -> None:
     assert profile.limit(KEY) == 16, "the first is not counted"
     measure(profile, saturated, range(15, 16), times=1)
     assert profile.limit(KEY) == 4
+
+
+def test_steps_that_reuse_features_are_not_measured(
+    sd: Components, make_request: Callable[..., ImageRequest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[int] = []
+    profile = StepProfile(16)
+    monkeypatch.setattr(profile, "record", lambda key, rows, *_: measured.append(rows))
+    engine = Engine(sd, profile=profile, report=lambda outcome: None)
+    for fields in ({"deep_cache": 2}, {"guidance_scale": 1.0}):
+        engine.add(make_request(num_inference_steps=2, **fields))
+        while not engine.idle:
+            engine.step()
+    assert measured == [1, 1]
 
 
 def test_the_first_forward_which_compiles_does_not_count() -> None:

@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.torch import save_file
 
 from pipelines.components import Components
-from pipelines.engine.request import EngineEvent, EventKind, ImageRequest, Picture
+from pipelines.engine.request import EngineEvent, EventKind, ImageRequest, LoraUse, Picture
 from pipelines.engine.snapshot import Snapshot
 from pipelines.engine.worker import EngineWorker
 from tests.unit.pipelines.engine.conftest import Run
+from tests.unit.pipelines.lora.layouts import attention, copied, peft_layout, random_lora
 
 MakeRequest = Callable[..., ImageRequest]
 Alone = Callable[[Components, ImageRequest], Picture]
@@ -26,7 +29,7 @@ def cut(model: Components, request: ImageRequest, steps: int) -> bytes:
     """What is left of an engine that ends after so many steps."""
     run = Run(model)
     run.add(request)
-    run.steps(steps)
+    run.finish(lambda: len(run.events(request)) == steps)
     snapshot = run.engine.snapshot(request.id)
     assert snapshot is not None
     assert snapshot.step_index == steps
@@ -103,6 +106,24 @@ def test_a_request_that_goes_on_says_where_and_may_have_another_priority(
     run.steps(1)
     (started,) = run.events(again, EventKind.STARTED)
     assert (started.step, started.steps) == (4, STEPS)
+
+
+def test_the_file_of_a_lora_may_lie_elsewhere(
+    sd: Components, make_request: MakeRequest, picture_alone: Alone, tmp_path: Path
+) -> None:
+    model, uses = copied(sd), list[LoraUse]()
+    for number in (1, 2):
+        path = tmp_path / f"worker-{number}" / "abc.safetensors"
+        path.parent.mkdir()
+        save_file(peft_layout(random_lora(model, 1, layers=attention)), path)
+        uses.append(LoraUse(path))
+    request = make_request(scheduler=TABLE, num_inference_steps=STEPS, loras=(uses[0],))
+    data = cut(model, request, 3)
+    picture, steps = go_on(model, replace(request, loras=(uses[1],)), data)
+    assert steps == STEPS - 3
+    assert np.array_equal(picture, picture_alone(model, request))
+    _, steps = go_on(model, replace(request, loras=(replace(uses[1], weight=0.5),)), data)
+    assert steps == STEPS
 
 
 def spoiled(data: bytes) -> Iterator[bytes]:

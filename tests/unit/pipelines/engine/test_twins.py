@@ -52,7 +52,10 @@ def test_twins_get_one_picture_and_their_own_events(
     results = {name: future.result(timeout=300) for name, future in futures.items()}
     assert [result.request_id for result in results.values()] == ["a", "b"]
     assert results["a"].picture is results["b"].picture
-    assert worker.stats().pictures_total == 1
+    stats = worker.stats()
+    assert stats.pictures_total == 1
+    found = {result: stats.cache_lookups["twin", result] for result in ("hit", "miss")}
+    assert found == {"hit": 1, "miss": 1}
     for name, events in seen.items():
         assert {event.request_id for event in events} == {name}
         steps = [event.step for event in events if event.kind is EventKind.STEP]

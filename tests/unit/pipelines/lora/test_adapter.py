@@ -14,6 +14,7 @@ from pipelines.components import Components
 from pipelines.errors import ModelError
 from pipelines.lora.adapter import AdapterCache, bind
 from pipelines.lora.formats import read_lora
+from pipelines.lora.header import read_header
 from tests.unit.pipelines.lora.layouts import (
     attention,
     in_unet,
@@ -46,6 +47,15 @@ def test_with_a_rank_only_the_first_ranks_are_there_scaled_as_all_are(
         torch.testing.assert_close(cut.factors[path].down, factors.down[:2])
         torch.testing.assert_close(cut.factors[path].up, factors.up[:2])
     assert cache.read(file.path, 9).rank == 4
+
+
+def test_an_alpha_may_be_a_whole_number(sd: Components, save: Save) -> None:
+    lora = random_lora(sd, 1, layers=attention)
+    given, whole = kohya_layout(lora, alpha=2.0), kohya_layout(lora, alpha=2)
+    assert {str(t.dtype) for key, t in whole.items() if key.endswith("alpha")} == {"torch.int64"}
+    one, other = (bind(read_lora(save(t, str(i))), sd) for i, t in enumerate((given, whole)))
+    assert torch.equal(one.weights, other.weights)
+    assert read_header(save(whole)).rank == 4
 
 
 def test_a_lora_of_another_base_model_is_refused_with_counts_and_shapes(

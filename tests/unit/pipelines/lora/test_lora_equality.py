@@ -153,30 +153,38 @@ def test_adapters_on_one_row_add_up_each_with_its_weight(
         assert apart(noise(fresh.unet, inputs), expected) < 1e-5
 
 
-def test_dora_gives_what_diffusers_gives_beside_a_plain_adapter(
-    fresh: Components, save: Save, wearing: Wearing
-) -> None:
-    lora = random_lora(fresh, 1, layers=in_unet)
+def dora(components: Components, seed: int, least: float, most: float) -> Tensors:
+    """With magnitudes of so many times the norms of the layers' weights."""
+    lora = random_lora(components, seed, layers=in_unet)
     tensors = peft_layout(lora)
     for path in lora:
-        weight = fresh.unet.get_submodule(path.removeprefix("unet.")).weight
+        weight = components.unet.get_submodule(path.removeprefix("unet.")).weight
         norm = weight.flatten(1).norm(dim=1)
-        magnitude = norm * torch.linspace(0.7, 1.5, len(norm))
+        magnitude = norm * torch.linspace(least, most, len(norm))
         shape = (1, -1, 1, 1) if weight.ndim == 4 else (-1,)
         tensors[f"{path}.lora_magnitude_vector.weight"] = magnitude.view(shape)
+    return tensors
+
+
+def test_dora_gives_what_diffusers_gives_beside_other_adapters_in_either_order(
+    fresh: Components, save: Save, wearing: Wearing
+) -> None:
+    plain = peft_layout(random_lora(fresh, 2, layers=cross_attention))
     wear = [
-        (save(tensors, "dora"), 0.7),
-        (save(peft_layout(random_lora(fresh, 2, layers=cross_attention)), "lora"), 0.9),
+        (save(dora(fresh, 1, 0.7, 1.5), "dora"), 0.7),
+        (save(plain, "lora"), 0.9),
+        (save(dora(fresh, 3, 1.2, 0.8), "other"), -0.4),
     ]
-    bank, inputs = LoraBank(fresh), conditions(fresh, 3)
-    one, two = ((held(bank, path, fresh), weight) for path, weight in wear)
-    rows: list[RowLoras] = [(one,), (one, two), (two,)]
+    bank, orders = LoraBank(fresh), [(0,), (0, 1), (1,), (1, 0), (0, 2), (2, 1, 0)]
+    inputs = conditions(fresh, len(orders))
+    worn = [(held(bank, path, fresh), weight) for path, weight in wear]
+    rows: list[RowLoras] = [tuple(worn[i] for i in order) for order in orders]
     with bank.rows("unet", rows):
         got = noise(fresh.unet, inputs)
-    for i, worn in enumerate((wear[:1], wear, wear[1:])):
-        one_row = slice(i, i + 1)
-        expected = noise(wearing(fresh, worn).unet, inputs, one_row)
-        assert apart(got[one_row], expected) < 2e-5
+    for row, order in enumerate(orders):
+        one_row = slice(row, row + 1)
+        expected = noise(wearing(fresh, [wear[i] for i in order]).unet, inputs, one_row)
+        assert apart(got[one_row], expected) < 5e-5
 
 
 def test_loha_and_lokr_give_the_output_of_the_merged_model(fresh: Components, save: Save) -> None:
