@@ -44,9 +44,9 @@ from training.lora.source import Bounds, Example, read_files, read_zip, write_ar
 log = get_logger(__name__)
 
 _FETCHES = 4
+"""Pictures of one job fetched at once."""
 FETCH_ALL_S = 300.0
 """For all pictures of one training: others wait meanwhile."""
-"""Pictures of one job fetched at once."""
 _STORED = re.compile(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})/(\d{1,4})")
 _ZIP = (b"PK\x03\x04", b"PK\x05\x06")
 
@@ -95,12 +95,8 @@ class TrainingService:
         Raises InvalidRequest (RefusedPictures among it), NameTaken, TooManyLoras, QueueFull,
         IdempotencyConflict.
         """
-        if await self._registry.store.has_name(new.name, owner=owner):
-            raise NameTaken(new.name)
-        # Asked now and not at its end: nothing is thrown away after hours.
-        most = self._settings.limits.max_owned_loras
-        if await self._registry.store.count(owner) >= most:
-            raise TooManyLoras(most)
+        if not await self._asked_again(new, owner):
+            await self._check_room(new.name, owner)
         job = new.job
         if "checkpoint_every" not in job.model_fields_set:
             job = job.model_copy(update={"checkpoint_every": self._limits.checkpoint_every})
@@ -139,6 +135,20 @@ class TrainingService:
             await self._objects.delete(pictures_key(task_id))
         TaskLogger(log, task.id).info("created" if created else "asked for again")
         return task
+
+    async def _asked_again(self, new: NewTraining, owner: str) -> bool:
+        """Whether its key has made a task, whose own LoRA may have the name by now."""
+        key = new.idempotency_key
+        return key is not None and await self._store.callers.task_id(owner, key) is not None
+
+    async def _check_room(self, name: str, owner: str) -> None:
+        """Asked now and not at its end: nothing is thrown away after hours. Raises NameTaken,
+        TooManyLoras."""
+        if await self._registry.store.has_name(name, owner=owner):
+            raise NameTaken(name)
+        most = self._settings.limits.max_owned_loras
+        if await self._registry.store.count(owner) >= most:
+            raise TooManyLoras(most)
 
     async def curve(self, lora_id: str, owner: str) -> Curve:
         """The loss of the newest version's training. Raises LoraNotFound, NoCurve."""

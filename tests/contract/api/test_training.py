@@ -275,6 +275,19 @@ async def test_the_same_key_again_gives_the_same_task_and_keeps_one_archive(api,
     assert len(list(folder.rglob("pictures.zip"))) == 1
 
 
+async def test_the_same_key_finds_its_task_even_once_its_lora_has_the_name(open_api, png):
+    api = await open_api(limits={"max_owned_loras": 1})
+    headers = {"Idempotency-Key": "order-17"}
+    first = await training(api, ("a.png", png()), headers=headers)
+    await api.lora("ink")  # as its end publishes it
+    again = await training(api, ("a.png", png()), headers=headers)
+    assert (again.status_code, again.json()["task_id"]) == (202, first.json()["task_id"])
+    other = await training(api, ("a.png", png()), headers=headers, name="pen")
+    assert other.headers["x-error-code"] == "idempotency_conflict"
+    fresh = await training(api, ("a.png", png()), headers={"Idempotency-Key": "order-18"})
+    assert fresh.headers["x-error-code"] == "name_taken"
+
+
 async def test_a_canceled_training_s_pictures_are_gone_and_so_are_an_expired_one_s(open_api, png):
     api = await open_api(tasks={"retention_s": 0.01})
     first = (await training(api, ("a.png", png()))).json()["task_id"]
