@@ -151,7 +151,9 @@ async def _from_picture(
 ) -> tuple[DrawBody, Submission]:
     body, sent = await read_form(request, kind)
     settings = services.settings
-    ready = await services.decode(lambda: prepared(sent, body.pixels, settings.limits))
+    ready = await services.decode(
+        lambda: prepared(sent, body.pixels, settings.limits, masked=kind.masked)
+    )
     new = body.to_domain(
         settings,
         idempotency_key=idempotency_key,

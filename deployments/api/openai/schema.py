@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -199,6 +199,9 @@ class GenerationBody(DrawBody):
 class EditForm(DrawBody):
     """A picture from another one."""
 
+    masked: ClassVar[bool] = True
+    """Whether transparency, of a mask or of the picture itself, says what is repainted."""
+
     strength: Real | None = Field(None, description="0.0-1.0: how much to change the picture.")
     input_fidelity: Literal["high", "low"] | None = Field(
         None, description="`high` is refused: give a lower `strength`."
@@ -215,6 +218,8 @@ class EditForm(DrawBody):
 
 class VariationForm(DrawBody):
     """A picture like another one."""
+
+    masked: ClassVar[bool] = False
 
     prompt: Text = Field("", description="None is needed.")
     strength: Real | None = Field(None, description="0.0-1.0: how much to change the picture.")

@@ -96,6 +96,19 @@ async def test_a_variation_needs_no_prompt(api, draw_form):
     assert all(item["url"].startswith("http://localhost") for item in answer.json()["data"])
 
 
+@pytest.mark.parametrize("size", [None, "128x128"])
+async def test_a_variation_of_a_picture_with_holes_varies_all_of_it(api, draw_form, size):
+    fields = {"size": size} if size else {}
+    answer = await draw_form(api, "variations", {"image": file_of(hole(photo()))}, **fields)
+    assert (await order_of(api, answer))["mask_image_key"] is None
+
+
+async def test_a_variation_takes_no_mask(api, refused):
+    files = {"image": SMALL, "mask": file_of(hole(photo(64, 64)))}
+    error = refused(await api.http.post(VARIATIONS, files=files))
+    assert (error["param"], error["code"]) == ("mask", "unknown_parameter")
+
+
 @pytest.mark.parametrize(
     "fields",
     [
