@@ -146,8 +146,9 @@ class Client:
         return found
 
     def create_schedule(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """A call that is repeated because its answer was lost may make two."""
-        return self._json("POST", SCHEDULES, json=dict(body))
+        """With its id and its next time."""
+        headers = {"Idempotency-Key": str(uuid.uuid4())}
+        return self._json("POST", SCHEDULES, json=dict(body), headers=headers)
 
     def change_schedule(self, schedule_id: str, **changes: Any) -> dict[str, Any]:
         """What is not named stays."""
