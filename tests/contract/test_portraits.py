@@ -4,7 +4,6 @@ The worker runs in this process, or in one of its own where it is to be killed.
 """
 
 import asyncio
-import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -20,12 +19,11 @@ from deployments import portrait_run
 from deployments.portraits import Portraits
 from deployments.storage import open_store as open_objects
 from deployments.storage.store import ObjectStore
-from deployments.tasks.model import TERMINAL, Kind, NewTask, Status, Task
+from deployments.tasks.model import Kind, NewTask, Status, Task
 from deployments.tasks.portrait import (
     PORTRAIT_QUEUE,
     PortraitOrder,
     PortraitPerson,
-    portrait_prefix,
     upload_key,
 )
 from deployments.tasks.store import TaskStore
@@ -33,6 +31,7 @@ from pipelines.engine.request import ImageRequest
 from pipelines.images import decode_image
 from pipelines.portrait.job import PortraitJob
 from pipelines.portrait.stages import STAGES
+from tests.support.tasks import ended, kept, until
 from tests.unit.pipelines.portrait.pictures import photo, photo_file
 
 ARDERN = photo_file("ardern")
@@ -116,25 +115,6 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(portrait_run, "STAGES", tuple(map(told, STAGES)))
     return names
-
-
-async def ended(store: TaskStore, task: Task) -> Task:
-    async with asyncio.timeout(100):
-        while (now := await store.get(task.id)).status not in TERMINAL:
-            await asyncio.sleep(0.02)
-        return now
-
-
-async def until(condition: Callable[[], Any]) -> None:
-    async with asyncio.timeout(100):
-        while not condition():
-            await asyncio.sleep(0.01)
-
-
-def kept(settings: Settings, task: Task) -> list[str]:
-    """Names of what a task keeps for itself."""
-    folder = settings.data_dir / "objects" / portrait_prefix(task.id)
-    return [name for _, _, names in os.walk(folder) for name in names]
 
 
 async def picture(objects: ObjectStore, task: Task) -> np.ndarray:
