@@ -22,6 +22,7 @@ from deployments.loras.model import Visibility
 from deployments.loras.registry import LoraRegistry
 from deployments.storage.store import ObjectNotFound, ObjectStore
 from deployments.tasks.errors import IdempotencyConflict, QueueFull, TaskNotFound
+from deployments.tasks.image import OUTPUT_PREFIX
 from deployments.tasks.model import Kind, NewTask, Task
 from deployments.tasks.store import TaskStore
 from deployments.tasks.training import (
@@ -47,13 +48,15 @@ _FETCHES = 4
 """Pictures of one job fetched at once."""
 FETCH_ALL_S = 300.0
 """For all pictures of one training: others wait meanwhile."""
-_STORED = re.compile(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})/(\d{1,4})")
+_TASK = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+_DRAWN = re.compile(rf"({_TASK})[./]([0-9]{{1,4}})|{OUTPUT_PREFIX}({_TASK})/[0-9]+/[^/]+")
 _ZIP = (b"PK\x03\x04", b"PK\x05\x06")
 
 
 @dataclass(frozen=True)
 class NamedPicture:
-    """A picture that a client says where to find: a data URL, a URL, or `task_id/index`."""
+    """A picture that a client says where to find: a data URL, a URL, or one that was drawn, by its
+    id (`task_id/index`, with a point in between as well) or its object key."""
 
     image: str
     caption: str | None = None
@@ -284,15 +287,19 @@ class TrainingService:
         limit = self._limits.max_picture_bytes
         if image[:7].lower() == "http://" or image[:8].lower() == "https://":
             return await fetch(image, max_bytes=limit, policy=self._url_policy)
-        if stored := _STORED.fullmatch(image):
-            return await self._output(name, stored[1], int(stored[2]), owner)
+        if drawn := _DRAWN.fullmatch(image):
+            return await self._output(name, drawn, owner)
         return await asyncio.to_thread(decode_data_url, image, field=name, max_bytes=limit)
 
-    async def _output(self, name: str, task_id: str, index: int, owner: str) -> bytes:
+    async def _output(self, name: str, drawn: re.Match[str], owner: str) -> bytes:
         with contextlib.suppress(TaskNotFound, ObjectNotFound, IndexError):
-            task = await self._store.get(task_id, owner=owner)
-            return await self._objects.get(task.outputs[index].key)
-        raise InvalidImage(name, f"{name}: there is no picture {task_id}/{index}")
+            task = await self._store.get(drawn[1] or drawn[3], owner=owner)
+            keys = [output.key for output in task.outputs]
+            if drawn[3] is None:
+                return await self._objects.get(keys[int(drawn[2])])
+            if drawn[0] in keys:
+                return await self._objects.get(drawn[0])
+        raise InvalidImage(name, f"{name}: there is no picture {drawn[0][:200]}")
 
 
 def _with_now(curve: Curve, task: Task) -> Curve:

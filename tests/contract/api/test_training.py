@@ -104,14 +104,16 @@ async def test_a_form_with_files_captions_and_an_archive_becomes_a_task(api, png
 async def test_pictures_come_as_data_urls_or_as_those_that_were_drawn(api, png, data_url, tmp_path):
     drawn = await api.submit()
     await api.finish(await api.claim())
+    key = (await api.services.store.get(drawn)).outputs[0].key
     pictures = [
         {"image": data_url(png(size=(80, 64))), "caption": "a cat"}, {"image": f"{drawn}/0"},
+        {"image": f"{drawn}.0"}, {"image": key},
     ]  # fmt: skip
     answer = await api.http.post(LORAS, json={"name": "ink", "pictures": pictures})
     assert answer.status_code == 202, answer.text
     found = await archived(api, answer.json()["task_id"], tmp_path)
     assert [(Image.open(io.BytesIO(e.data)).size, e.caption) for e in found] == [
-        ((80, 64), "a cat"), ((64, 64), None)
+        ((80, 64), "a cat"), ((64, 64), None), ((64, 64), None), ((64, 64), None)
     ]  # fmt: skip
 
 
@@ -160,6 +162,13 @@ BAD = {
     "a picture of nobody": (
         body(pictures=[{"image": f"{uuid.UUID(int=0)}/0"}]),
         "pictures.0: there is no picture 00000000",
+    ),
+    "a file of nobody": (
+        body(pictures=[{"image": f"results/{uuid.UUID(int=0)}/1/0.png"}]),
+        "pictures.0: there is no picture results/00000000",
+    ),
+    "another's place in the store": (
+        body(pictures=[{"image": "loras/lora.safetensors"}]), "pictures.0 is not valid base64"
     ),
     "a scene without captions": (
         body(job={"kind": "scene"}), "pictures.0 has no caption, which kind scene needs"
@@ -253,6 +262,11 @@ async def test_another_owner_s_pictures_trainings_and_loras_are_not_there(
     )
     assert answer.status_code == 422
     assert f"pictures.0: there is no picture {task_id}/0" in message(answer)
+    drawn = (await keyed.http.post("/api/v1/generate", json={"prompt": "x"})).json()["task_id"]
+    await keyed.finish(await keyed.claim())
+    stolen = {"pictures": [{"image": (await keyed.services.store.get(drawn)).outputs[0].key}]}
+    answer = await keyed.http.post(LORAS, json=own | stolen, headers=BOB)
+    assert f"pictures.0: there is no picture results/{drawn}" in message(answer)
     task = f"/api/v1/tasks/{task_id}"
     for method, path in (("GET", task), ("DELETE", task), ("GET", f"{task}/events")):
         answer = await keyed.http.request(method, path, headers=BOB)
