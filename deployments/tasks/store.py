@@ -156,6 +156,10 @@ class TaskStore:
         """End it now; whoever runs it finds its claim stale. Raises TaskNotFound, AlreadyEnded."""
         return await self._one("cancel", task_id, owner)
 
+    async def give_up(self, task_id: str, error: TaskError) -> Task:
+        """Fail it while it is queued. Raises TaskNotFound, NotQueued."""
+        return await self._one("give_up", task_id, None, error=error.model_dump_json())
+
     async def delete(self, task_id: str, *, owner: str | None = None) -> Task:
         """Remove an ended task's record. Raises TaskNotFound, NotEnded."""
         return await self._one("delete", task_id, owner, rid=new_id())
