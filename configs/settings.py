@@ -75,7 +75,11 @@ class ApiSettings(Section):
     keys: tuple[ApiKey, ...] = Field(
         (), description="API keys. Empty: no key is asked for, allowed on loopback only."
     )
-    key_header: str = Field("X-API-Key", pattern=r"^[A-Za-z0-9-]{1,64}$")
+    key_header: str = Field(
+        "X-API-Key",
+        pattern=r"^[A-Za-z0-9-]{1,64}$",
+        description="Where clients give a key; `Authorization: Bearer KEY` does as well.",
+    )
 
 
 class StorageSettings(Section):

@@ -35,17 +35,7 @@ _IMAGE = "A PNG, JPEG or WebP file; several are refused. Also as `image[]`."
 _MASK = "A picture of the same size that is transparent where to edit. Default: as `image` is."
 
 
-class BearerRoute(KeyedRoute):
-    """A route whose key is a bearer token, or in the header that the native API reads."""
-
-    def given_key(self, request: Request, header: str) -> str | None:
-        scheme, _, key = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer":
-            return key.strip()
-        return super().given_key(request, header)
-
-
-router = APIRouter(prefix=PREFIX.rstrip("/"), route_class=BearerRoute, tags=["openai"])
+router = APIRouter(prefix=PREFIX.rstrip("/"), route_class=KeyedRoute, tags=["openai"])
 
 KeyHeader = Annotated[
     str | None,
