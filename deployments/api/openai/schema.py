@@ -84,6 +84,9 @@ class DrawBody(BaseModel):
     seed: Whole | None = Field(None, description="Picture i is drawn with seed + i.")
     sampler: SchedulerName | None = Field(None, description="Sampling method.")
     lora: list[LoraEntry] | None = Field(None, description="LoRAs to wear.")
+    translate: bool | None = Field(
+        False, description="Translate both prompts first, where the server has a translator."
+    )
     complexity: Unsupported = None
     svg: Unsupported = None
     frame_count: Unsupported = None
@@ -176,6 +179,7 @@ class DrawBody(BaseModel):
             model=model,
             init_image=image,
             mask_image=mask,
+            translate=self.translate or False,
             idempotency_key=idempotency_key,
         )
 
@@ -229,6 +233,7 @@ class VariationForm(DrawBody):
 class ImageView(BaseModel):
     b64_json: str | None = None
     url: str | None = None
+    revised_prompt: str | None = Field(None, description="The translation, where there is one.")
     seed: int = Field(description="What drew it.")
 
 
