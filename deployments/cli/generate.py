@@ -91,6 +91,9 @@ ImagePrompts = Annotated[
 Translate = Annotated[
     bool, typer.Option("--translate", help="Have the server translate the prompts first.")
 ]
+Styles = Annotated[
+    list[str] | None, typer.Option("--style", help="A style by its name; may be repeated.")
+]
 Priority = Annotated[int | None, typer.Option(min=-100, max=100, help="Higher is drawn earlier.")]
 Local = Annotated[
     bool, typer.Option("--local", help="Draw in this process, with no server (see --config).")
@@ -116,6 +119,7 @@ def generate(
     lora: Loras = None,
     controlnet: Controls = None,
     ip_adapter: ImagePrompts = None,
+    style: Styles = None,
     translate: Translate = False,
     priority: Priority = None,
     local: Local = False,
@@ -166,6 +170,7 @@ def generate(
             lora=lora,
             controlnet=controlnet,
             ip_adapter=ip_adapter,
+            styles=style,
             translate=translate,
             priority=priority,
         )
@@ -214,7 +219,12 @@ _API_NAMES = {
     "steps": "num_inference_steps",
     "guidance": "guidance_scale",
 }
-_ENTRIES = {"lora": lora_entry, "controlnet": guide_entry, "ip_adapter": guide_entry}
+_ENTRIES: dict[str, Callable[[str], Any]] = {
+    "lora": lora_entry,
+    "controlnet": guide_entry,
+    "ip_adapter": guide_entry,
+    "styles": str,
+}
 """Options that may be repeated, and what the API takes for each."""
 
 

@@ -21,6 +21,7 @@ from deployments.cli.generate import (
     Scheduler,
     Seed,
     Steps,
+    Styles,
     Translate,
     Width,
     request_fields,
@@ -81,6 +82,7 @@ def create(
     num_images: NumImages = 1,
     model: Model = None,
     lora: Loras = None,
+    style: Styles = None,
     translate: Translate = False,
     priority: Priority = None,
     url: Url = DEFAULT_URL,
@@ -99,6 +101,7 @@ def create(
         num_images=num_images,
         model=model,
         lora=lora,
+        styles=style,
         translate=translate,
         priority=priority,
     )

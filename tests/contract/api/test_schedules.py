@@ -280,9 +280,10 @@ async def test_schedules_are_bounded(open_api):
          "request.init_image"),
         ({"request": REQUEST | {"model": "none"}}, "request.model"),
         ({"request": REQUEST | {"translate": True}}, "request.translate"),
+        ({"request": REQUEST | {"styles": ["none"]}}, "request.styles"),
         ({"every": "day"}, "every"),
     ],
-    ids=[str(i) for i in range(10)],
+    ids=[str(i) for i in range(11)],
 )  # fmt: skip
 async def test_what_could_never_run_is_refused_at_once(api, body, place):
     answer = await api.http.post(PATH, json={"cron": "@daily", "request": REQUEST} | body)

@@ -140,6 +140,16 @@ async def test_only_those_who_ask_for_it_are_translated(open_api, service):
     assert service.requests == []
 
 
+async def test_a_style_is_put_on_the_translation(open_api, service, tmp_path):
+    styles_file = tmp_path / "styles.csv"
+    styles_file.write_text("name,prompt,negative_prompt\nink,{prompt} in ink,blurry\n")
+    api = await open_api(translation=service.settings, styles_file=styles_file)
+    task = await api.task((await generated(api, styles=["ink"])).json()["task_id"])
+    assert (task["prompt"], task["original_prompt"]) == ("a cat in ink", "猫")
+    stored = (await api.services.store.get(task["task_id"])).input
+    assert stored["negative_prompt"] == "ugly, blurry"
+
+
 async def test_a_repeated_request_finds_its_task(open_api, service):
     api = await open_api(translation=service.settings)
     first, second = [await generated(api, idempotency_key="k") for _ in range(2)]
