@@ -90,6 +90,8 @@ class Upkeep:
             for queue in {task.queue async for task in self._of_removed_models(status)}:
                 await store.sweep(queue)  # what is due, or lost its worker, is queued
         async for task in self._of_removed_models(Status.QUEUED):
+            if await store.workers(task.queue):
+                continue  # of another application on the same store
             message = f"The task was given up: the model {task.queue} is not served any more."
             with contextlib.suppress(TaskNotFound, NotQueued):
                 await store.give_up(task.id, TaskError(code="model_removed", message=message))

@@ -67,12 +67,15 @@ async def test_what_waits_for_a_removed_model_is_given_up_and_says_so(open_api, 
     named = {model: await before.submit(model=model) for model in ("kept", "old")}
     later = await before.submit(model="old", delay_s=3600)
     after = await open_api(tasks=key_space, models={"kept": {}})
-    for old_enough in (False, True):
-        if old_enough:
+    await before.services.store.announce("old", "worker", info={}, ttl_s=60)
+    for change in ("nothing", "old enough", "no worker"):
+        if change == "old enough":
             monkeypatch.setattr(upkeep, "REMOVED_AFTER_S", 0.0)
+        if change == "no worker":
+            await before.services.store.withdraw("old", "worker")
         await Upkeep(after.services).sweep()
         task = await after.task(named["old"])
-        assert task["status"] == ("failed" if old_enough else "pending")
+        assert task["status"] == ("failed" if change == "no worker" else "pending"), change
     assert task["error_message"] == "The task was given up: the model old is not served any more."
     for task_id in (named["kept"], later):
         assert (await after.task(task_id))["status"] == "pending"
