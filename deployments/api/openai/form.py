@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from starlette.datastructures import FormData, UploadFile
 
 from deployments.api.openai.errors import Refusal, shown_part
-from deployments.api.openai.schema import EditForm, VariationForm
+from deployments.api.openai.schema import PictureForm
 from deployments.api.route import check_form
 
 MAX_IMAGES = 16
@@ -21,7 +21,7 @@ MAX_IMAGES = 16
 MAX_FIELDS = 100
 MAX_PART_BYTES = 2**16
 
-Body = TypeVar("Body", EditForm, VariationForm)
+Body = TypeVar("Body", bound=PictureForm)
 
 _IMAGE = re.compile(r"image(\[[0-9]*\])?")
 _LORA = re.compile(r"lora\[[0-9]*\]\[([a-z_]{1,40})\]")

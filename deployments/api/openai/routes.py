@@ -22,6 +22,7 @@ from deployments.api.openai.schema import (
     GenerationBody,
     ModelList,
     ModelView,
+    PictureForm,
     VariationForm,
 )
 from deployments.api.openai.stream import stream
@@ -136,7 +137,7 @@ async def get_model(model: str, services: ServicesDep) -> ModelView:
 async def _from_picture(
     request: Request,
     services: Services,
-    kind: type[EditForm] | type[VariationForm],
+    kind: type[PictureForm],
     idempotency_key: str | None,
 ) -> tuple[DrawBody, Submission]:
     body, sent = await read_form(request, kind)

@@ -200,13 +200,20 @@ class GenerationBody(DrawBody):
     style: Unsupported = None
 
 
-class EditForm(DrawBody):
-    """A picture from another one."""
+class PictureForm(DrawBody):
+    """What begins with a picture."""
 
-    masked: ClassVar[bool] = True
+    masked: ClassVar[bool] = False
     """Whether transparency, of a mask or of the picture itself, says what is repainted."""
 
     strength: Real | None = Field(None, description="0.0-1.0: how much to change the picture.")
+
+
+class EditForm(PictureForm):
+    """A picture from another one."""
+
+    masked: ClassVar[bool] = True
+
     input_fidelity: Literal["high", "low"] | None = Field(
         None, description="`high` is refused: give a lower `strength`."
     )
@@ -220,13 +227,10 @@ class EditForm(DrawBody):
         return given
 
 
-class VariationForm(DrawBody):
+class VariationForm(PictureForm):
     """A picture like another one."""
 
-    masked: ClassVar[bool] = False
-
     prompt: Text = Field("", description="None is needed.")
-    strength: Real | None = Field(None, description="0.0-1.0: how much to change the picture.")
     stream: Unsupported = None
 
 
