@@ -269,6 +269,13 @@ class Settings(BaseSettings):
         return value
 
     @model_validator(mode="after")
+    def _each_name_means_one_model(self) -> Settings:
+        aliases = [alias for preset in self.models.values() for alias in preset.aliases]
+        if twice := {name for name in aliases if name in self.models or aliases.count(name) > 1}:
+            raise ValueError(f"models: {', '.join(sorted(twice))} would mean more than one of them")
+        return self
+
+    @model_validator(mode="after")
     def _fit_together(self) -> Settings:
         if self.tasks.heartbeat_s * 2 > self.tasks.lease_s:
             raise ValueError(

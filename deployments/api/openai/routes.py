@@ -12,7 +12,6 @@ from fastapi.responses import JSONResponse
 
 from deployments.api.blocking import BlockingCalls, StreamedCall, succeeded
 from deployments.api.openai import examples, responses
-from deployments.api.openai.errors import Refusal
 from deployments.api.openai.form import read_form
 from deployments.api.openai.picture import prepared
 from deployments.api.openai.result import Results
@@ -24,6 +23,7 @@ from deployments.api.openai.schema import (
     ModelView,
     PictureForm,
     VariationForm,
+    model_of,
 )
 from deployments.api.openai.stream import stream
 from deployments.api.route import BlockingDep, KeyedRoute, OwnerDep, ServicesDep, base_url
@@ -129,8 +129,7 @@ async def list_models(services: ServicesDep) -> ModelList:
 )
 async def get_model(model: str, services: ServicesDep) -> ModelView:
     """Whether it is configured."""
-    if model not in services.settings.models:
-        raise Refusal("model", f"The model {model!r} does not exist.", "model_not_found", 404)
+    model_of(model, services.settings)
     return ModelView(id=model)
 
 

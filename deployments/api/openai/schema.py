@@ -35,6 +35,14 @@ def _size(given: str) -> str:
     return given
 
 
+def model_of(name: str, settings: Settings) -> str:
+    """The configured model that a name or an alias means. Raises Refusal."""
+    for model, preset in settings.models.items():
+        if name == model or name in preset.aliases:
+            return model
+    raise Refusal("model", f"The model {name!r} does not exist.", "model_not_found", 404)
+
+
 def _unsupported(given: Any) -> Any:
     if given is not None:
         raise PydanticCustomError("unsupported_parameter", "this server does not support it")
@@ -155,9 +163,7 @@ class DrawBody(BaseModel):
         strength: float | None = None,
     ) -> Submission:
         """The same in no dialect's words; `size` has been applied to a picture. Raises Refusal."""
-        model = self.model or settings.default_model
-        if model not in settings.models:
-            raise Refusal("model", f"The model {model!r} does not exist.", "model_not_found", 404)
+        model = model_of(self.model, settings) if self.model else settings.default_model
         width, height = (None, None) if image else self.pixels or (None, None)
         fields = ImageFields(
             prompt=self.prompt,
