@@ -52,8 +52,9 @@ def given_keys(headers: Mapping[str, str], *names: str) -> Iterator[str]:
     """In those headers, found in any case, and in `Authorization: Bearer KEY`."""
     yield from (headers[name] for name in names if headers.get(name))
     scheme, _, key = headers.get("authorization", "").partition(" ")
-    if scheme.lower() == "bearer" and key.strip():
-        yield key.strip()
+    # no more than spaces: others may be bytes of a letter in UTF-8
+    if scheme.lower() == "bearer" and (key := key.strip(" ")):
+        yield key
 
 
 def _spellings(key: str) -> Iterator[bytes]:

@@ -62,9 +62,11 @@ class Client:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.base = _checked(url)
-        # a bearer token too, for a server whose settings name another header
-        key = {"X-API-Key": api_key, "Authorization": f"Bearer {api_key}"} if api_key else {}
-        self._key = key
+        self._key: dict[str, Any] = {}
+        if api_key:
+            # a bearer token too, for a server whose settings name another header
+            key = api_key.encode()
+            self._key = {"X-API-Key": key, "Authorization": b"Bearer " + key}
         self._http = httpx.Client(
             timeout=httpx.Timeout(30.0, connect=5.0),
             transport=transport,

@@ -42,6 +42,12 @@ async def test_any_configured_key_is_let_in_also_one_beyond_ascii(open_api):
         assert answer.status_code == 200
 
 
+async def test_a_bearer_token_may_end_in_a_letter_of_which_a_byte_reads_as_a_space(open_api):
+    api = await open_api(api={"keys": ["voilà"]})
+    headers = {"Authorization": b"Bearer  " + "voilà".encode()}
+    assert (await api.http.get("/api/v1/tasks", headers=headers)).status_code == 200
+
+
 async def test_the_key_s_header_is_named_by_the_settings(open_api):
     api = await open_api(api=KEYS | {"key_header": "Authorization"})
     refused = await api.http.post("/api/v1/generate", json=BODY, headers={"X-API-Key": "first-key"})
