@@ -144,7 +144,8 @@ SMALL = file_of(photo(64, 64))
         ([("image", SMALL), ("mask", b"no picture")], {}, "mask", "invalid_value"),
         ([("image", b"no picture")], {}, "image", "invalid_value"),
         ([("image", file_of(photo(32, 32)))], {}, "image", "invalid_value"),
-        ([("image", SMALL), ("markup", SMALL)], {}, "markup", "unknown_parameter"),
+        ([("image", SMALL), ("markup", SMALL)], {}, "markup", "unsupported_parameter"),
+        ([("image", SMALL), ("other", SMALL)], {}, "other", "unknown_parameter"),
         ([("image", SMALL)], {"size": "100x100"}, "size", "invalid_value"),
         ([("image", SMALL)], {"size": "8x8"}, "size", "invalid_value"),
         ([("image", SMALL)], {"size": "90000x8"}, "size", "invalid_value"),
@@ -158,7 +159,12 @@ SMALL = file_of(photo(64, 64))
             "invalid_value",
         ),
         ([("image", SMALL)], {"input_fidelity": "high"}, "input_fidelity", "unsupported_value"),
-        ([("image", SMALL)], {"svg[model]": "x"}, "svg[model]", "unknown_parameter"),
+        (
+            [("image", SMALL)],
+            {"svg[model]": "x", "svg[reasoning][effort]": "low"},
+            "svg",
+            "unsupported_parameter",
+        ),
         ([("image", SMALL)], {"moderation": "low"}, "moderation", "unknown_parameter"),
     ],
 )
