@@ -120,6 +120,12 @@ class Services:
         StorageUnavailable, TranslationUnavailable.
         """
         order, pictures, guides = await self._judged(new)
+        fingerprint = new.fingerprint({field: p.key for field, p in pictures.items()})
+        if (key := new.idempotency_key) and (
+            made := await self.store.made(owner, key, fingerprint)
+        ):
+            TaskLogger(log, made.id).info("asked for again")
+            return made  # what it needed then may be gone: a LoRA, a translator
         limits = self.settings.limits
         if new.translate:
             assert self._translator is not None
@@ -144,7 +150,7 @@ class Services:
                 idempotency_key=new.idempotency_key,
             ),
             task_id=task_id,
-            fingerprint=new.fingerprint({field: p.key for field, p in pictures.items()}),
+            fingerprint=fingerprint,
         )
         if wanted and not created:
             await registry.store.release([task_id])

@@ -126,6 +126,13 @@ class TaskStore:
             raise TaskNotFound(task_id)
         return read_task(rest[0]), word == "created"
 
+    async def made(self, owner: str, idempotency_key: str, fingerprint: str) -> Task | None:
+        """The task that `create` would find. Raises IdempotencyConflict."""
+        task_id, known = await self.callers.made(owner, idempotency_key)
+        if task_id is not None and known != fingerprint:
+            raise IdempotencyConflict(idempotency_key)
+        return None if task_id is None else await self.get(task_id)
+
     async def get(self, task_id: str, *, owner: str | None = None) -> Task:
         """The task as it stands. Raises TaskNotFound, also for someone else's."""
         return await self._one("get", task_id, owner)

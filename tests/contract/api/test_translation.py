@@ -154,6 +154,7 @@ async def test_a_repeated_request_finds_its_task(open_api, service):
     api = await open_api(translation=service.settings)
     first, second = [await generated(api, idempotency_key="k") for _ in range(2)]
     assert first.json() == second.json()
+    assert len(service.requests) == 2, "one for each prompt of the first"
     other = await generated(api, idempotency_key="k", translate=False)
     assert other.headers["x-error-code"] == "idempotency_conflict"
 
