@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 
 from benchmarks.measure import machine
-from benchmarks.served import completed, events, picture, served, submit, train
+from benchmarks.served import ended, followed, picture, served, submit, train
 from pipelines.components import load_components
 from training.embedded_model import probe
 from training.embedded_model.attributes import CLOTHES, COLOURS, Attributes, seeded
@@ -136,9 +136,9 @@ def over_http(seen: list[Attributes], prompts: list[str], args: argparse.Namespa
     with served(models=models, training={"num_threads": args.threads}) as client:
         without = drawn(client, prompts, args.seed)
         started = time.monotonic()
-        *_, (_, task) = events(client, train(client, WORD, rendered(seen), **job))
+        *_, task = followed(client, train(client, WORD, rendered(seen), **job))
         seconds = time.monotonic() - started
-        lora_id = completed(task)["training"]["lora_id"]
+        lora_id = ended(client, task.id)["training"]["lora_id"]
         curve = client.get(f"/api/v1/loras/{lora_id}/curve").raise_for_status().json()
         images = drawn(client, [f"{each} <lora:{WORD}:1>" for each in prompts], args.seed)
     return Trained(without, images, [point["loss"] for point in curve["points"]], seconds)

@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.measure import machine
-from benchmarks.served import completed, events, picture, served, train
+from benchmarks.served import ended, followed, picture, served, train
 from pipelines.portrait import region
 from pipelines.portrait.array import Picture
 from pipelines.portrait.faces import FaceReader
@@ -187,11 +187,11 @@ def _train(
         seed=args.seed,
     )
     told = 0
-    for kind, data in events(client, task_id):
-        if kind == "progress" and data["step"] >= told + 50:
-            told = data["step"]
+    for task in followed(client, task_id):
+        if task.step >= told + 50:
+            told = task.step
             say(f"step {told} of {args.lora_steps}")
-    completed(data)
+    ended(client, task_id)
 
 
 def _teller(start: str) -> Callable[[str], None]:

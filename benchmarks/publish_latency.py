@@ -15,7 +15,7 @@ import httpx
 
 from benchmarks.baseline import GUIDANCE
 from benchmarks.measure import Goal, Report, machine
-from benchmarks.served import completed, events, picture, served, submit, train
+from benchmarks.served import ended, followed, picture, served, submit, train
 from benchmarks.training_speed import examples
 
 TRIES = 5
@@ -33,12 +33,12 @@ def seconds_to_picture(client: httpx.Client, name: str) -> tuple[float, float]:
     task_id = train(
         client, name, examples(), kind="scene", rank=8, steps=TRAINED_STEPS, learning_rate=1e-3
     )
-    for kind, data in events(client, task_id):
-        if kind == "progress" and data["step"] == TRAINED_STEPS:
+    for task in followed(client, task_id):
+        if task.step == TRAINED_STEPS and not task.ended:
             told.setdefault("last step", time.perf_counter())
-        last = data
-    told["end"] = time.perf_counter()
-    completed(last)
+        if task.ended:
+            told.setdefault("end", time.perf_counter())
+    ended(client, task_id)
     drawn_s = seconds_of_picture(client, name, seed=0)
     # an end that came before the next heartbeat: no later than that
     first = told.get("last step", told["end"] - HEARTBEAT_S)

@@ -15,10 +15,10 @@ from PIL import Image
 
 from configs.settings import HttpSettings, Settings
 from deployments import app
+from deployments.cli.client import Client
 from deployments.cli.demo import free_port
+from deployments.cli.wire import ENDED, RemoteTask
 from training.lora.source import Example
-
-ENDS = ("completed", "failed", "canceled")
 
 
 @contextmanager
@@ -52,14 +52,10 @@ def ended(client: httpx.Client, task_id: str) -> dict[str, Any]:
     while True:
         answer = client.get(f"/api/v1/tasks/{task_id}", params={"wait_s": 20})
         task: dict[str, Any] = answer.raise_for_status().json()
-        if task["status"] in ENDS:
-            return completed(task)
-
-
-def completed(task: dict[str, Any]) -> dict[str, Any]:
-    if task["status"] != "completed":
-        raise RuntimeError(f"task {task['task_id']} is {task['status']}: {task['error_message']}")
-    return task
+        if task["status"] == "completed":
+            return task
+        if task["status"] in ENDED:
+            raise RuntimeError(f"task {task_id} is {task['status']}: {task['error_message']}")
 
 
 def train(client: httpx.Client, name: str, examples: Sequence[Example], **job: Any) -> str:
@@ -75,13 +71,7 @@ def train(client: httpx.Client, name: str, examples: Sequence[Example], **job: A
     return str(answer.raise_for_status().json()["task_id"])
 
 
-def events(client: httpx.Client, task_id: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Kind and data of each; the last one's data is the whole task."""
-    kind = ""
-    with client.stream("GET", f"/api/v1/tasks/{task_id}/events") as stream:
-        for line in stream.iter_lines():
-            field, _, value = line.partition(": ")
-            if field == "event":
-                kind = value
-            elif field == "data":
-                yield kind, json.loads(value)
+def followed(client: httpx.Client, task_id: str) -> Iterator[RemoteTask]:
+    """The task at each change up to its end, through whatever breaks its event stream off."""
+    with Client(str(client.base_url)) as watcher:
+        yield from watcher.follow(task_id)

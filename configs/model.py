@@ -36,6 +36,11 @@ class ModelSettings(Section):
     config: str | None = Field(
         None, description="Diffusers folder or hub id with the configuration of a single file."
     )
+    aliases: tuple[str, ...] = Field(
+        (),
+        description="Names at OpenAI that its clients insist on, such as `gpt-image-1`, and that "
+        "mean this model in that API.",
+    )
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
         "auto", description="auto: float32 on a CPU, float16 on a GPU."

@@ -75,7 +75,11 @@ class ApiSettings(Section):
     keys: tuple[ApiKey, ...] = Field(
         (), description="API keys. Empty: no key is asked for, allowed on loopback only."
     )
-    key_header: str = Field("X-API-Key", pattern=r"^[A-Za-z0-9-]{1,64}$")
+    key_header: str = Field(
+        "X-API-Key",
+        pattern=r"^[A-Za-z0-9-]{1,64}$",
+        description="Where clients give a key; `Authorization: Bearer KEY` does as well.",
+    )
 
 
 class StorageSettings(Section):
@@ -263,6 +267,13 @@ class Settings(BaseSettings):
         if value is not None and not value.get_secret_value().startswith(schemes):
             raise ValueError(f"must start with {', '.join(schemes[:-1])} or {schemes[-1]}")
         return value
+
+    @model_validator(mode="after")
+    def _each_name_means_one_model(self) -> Settings:
+        aliases = [alias for preset in self.models.values() for alias in preset.aliases]
+        if twice := {name for name in aliases if name in self.models or aliases.count(name) > 1}:
+            raise ValueError(f"models: {', '.join(sorted(twice))} would mean more than one of them")
+        return self
 
     @model_validator(mode="after")
     def _fit_together(self) -> Settings:

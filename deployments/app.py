@@ -8,7 +8,7 @@ import os
 import stat
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import ray
 from ray import serve
@@ -111,9 +111,15 @@ def _by_queue(
             "queue": queue,
             "target_tasks": target_tasks,
             "key_prefix": settings.tasks.key_prefix,
-            "redis_url": None if urlsplit(redis_url).password else redis_url,
+            "redis_url": None if _has_password(redis_url) else redis_url,
         },
     )
+
+
+def _has_password(redis_url: str) -> bool:
+    """In front of the host, or among the parameters: `?password=`, `&ssl_password=`."""
+    parts = urlsplit(redis_url)
+    return bool(parts.password) or any("password" in name for name in parse_qs(parts.query))
 
 
 def _trainer(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import hmac
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from configs.settings import ApiSettings
 from deployments.api.errors import Unauthorized
@@ -39,6 +39,22 @@ class KeyAuth:
         if found is None:
             raise Unauthorized
         return found
+
+    def first_owner(self, given: Iterable[str]) -> str:
+        """Of the first that is a key. Raises Unauthorized."""
+        for key in given:
+            with contextlib.suppress(Unauthorized):
+                return self.owner(key)
+        return self.owner(None)
+
+
+def given_keys(headers: Mapping[str, str], *names: str) -> Iterator[str]:
+    """In those headers, found in any case, and in `Authorization: Bearer KEY`."""
+    yield from (headers[name] for name in names if headers.get(name))
+    scheme, _, key = headers.get("authorization", "").partition(" ")
+    # no more than spaces: others may be bytes of a letter in UTF-8
+    if scheme.lower() == "bearer" and (key := key.strip(" ")):
+        yield key
 
 
 def _spellings(key: str) -> Iterator[bytes]:

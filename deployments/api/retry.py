@@ -23,11 +23,12 @@ log = get_logger(__name__)
 async def retry(services: Services, task_id: str, owner: str) -> Task:
     """A new task with the order of one that failed or was canceled, seed and all; the same one
     whenever this is asked for again. Raises TaskNotFound, NotRetryable, QueueFull, and
-    InvalidRequest where the picture or LoRA that it needs is gone.
+    InvalidRequest where the model, picture or LoRA that it needs is gone.
     """
     task = await services.task(task_id, owner)
     if task.kind is not Kind.IMAGE or task.status not in (Status.FAILED, Status.CANCELED):
         raise NotRetryable(task.kind, task.status)
+    services.model(task.queue)
     order, new_id = ImageOrder.model_validate(task.input), str(uuid.uuid4())
     keys = {"init_image": order.init_image_key, "mask_image": order.mask_image_key}
     for field, key in (keys | order.guide_keys).items():

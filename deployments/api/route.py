@@ -12,7 +12,7 @@ from fastapi import Depends, Request, Response
 from fastapi.routing import APIRoute
 from starlette.requests import HTTPConnection
 
-from deployments.api.auth import KeyAuth
+from deployments.api.auth import KeyAuth, given_keys
 from deployments.api.blocking import BlockingCalls
 from deployments.api.errors import UnsupportedMediaType, shown
 from deployments.api.services import Services
@@ -63,10 +63,12 @@ class KeyedRoute(APIRoute):
 
     timeout_s = REQUEST_TIMEOUT_S
     request_class: type[Request] = StrictRequest
+    key_headers: tuple[str, ...] = ()
+    """Where this dialect's clients may put the key besides."""
 
     def owner(self, request: Request, auth: KeyAuth) -> str:
         """Who asks. Raises Unauthorized."""
-        return auth.owner(self.given_key(request, auth.header))
+        return auth.first_owner(given_keys(request.headers, auth.header, *self.key_headers))
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handler = super().get_route_handler()
@@ -81,10 +83,6 @@ class KeyedRoute(APIRoute):
                 return await handler(self.request_class(request.scope, request.receive))
 
         return keyed
-
-    def given_key(self, request: Request, header: str) -> str | None:
-        """Where this dialect's clients put the key; `header` is the settings' own."""
-        return request.headers.get(header)
 
 
 class UploadRoute(KeyedRoute):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from deployments.log import get_logger
 from deployments.schedules.cron import checked_cron, checked_timezone, next_time
 from deployments.schedules.model import NewSchedule, Run, Schedule
 from deployments.schedules.store import Schedules, ScheduleStore
-from deployments.tasks.errors import QueueFull, StoreUnavailable
+from deployments.tasks.errors import IdempotencyConflict, QueueFull, StoreUnavailable
 from deployments.tasks.model import ANONYMOUS
 from deployments.translation import TranslationUnavailable
 from pipelines.errors import DaguerreError, InvalidRequest
@@ -26,6 +27,8 @@ KEY_PREFIX = "schedule:"
 """Before a schedule's id and a time among its owner's idempotency keys."""
 LEASE_S = 60.0
 """Until a run that could not be submitted is tried again."""
+_IDS = uuid.UUID("6f1f5a0e-1c53-4b0e-9a7e-2f0d6d5f8a41")
+"""Names of schedules that are made with an idempotency key."""
 _AT_ONCE = 8
 _LATER = (QueueFull, StoreUnavailable, TranslationUnavailable, TimeoutError)
 """What another try may not meet; StorageUnavailable is another such, and no DaguerreError."""
@@ -55,9 +58,13 @@ class ScheduleService:
         keys = settings.api.keys
         self._owners = {owner_of(key.get_secret_value()) for key in keys} or {ANONYMOUS}
 
-    async def create(self, new: NewSchedule, owner: str) -> Schedule:
-        """Its first run is the first time from now on. Raises InvalidRequest, also for a request
-        that `generate` would refuse; TooManySchedules.
+    async def create(
+        self, new: NewSchedule, owner: str, *, idempotency_key: str | None = None
+    ) -> Schedule:
+        """Its first run is the first time from now on. The same key and request again find it.
+
+        Raises InvalidRequest, also for a request that `generate` would refuse; TooManySchedules,
+        IdempotencyConflict.
         """
         checked_cron(new.cron)
         checked_timezone(new.timezone)
@@ -72,8 +79,17 @@ class ScheduleService:
         except InvalidRequest as error:
             raise InvalidRequest(f"request.{error.field}", str(error)) from None
         next_at = next_time(new.cron, new.timezone, await self.store.now())
-        most = self._limits.max_schedules
-        return await self.store.create(new, owner=owner, next_at=next_at, most=most)
+        key = idempotency_key
+        schedule = await self.store.create(
+            new,
+            schedule_id=str(uuid.uuid4() if key is None else uuid.uuid5(_IDS, f"{owner}\0{key}")),
+            owner=owner,
+            next_at=next_at,
+            most=self._limits.max_schedules,
+        )
+        if key is not None and schedule.recipe != new.recipe:
+            raise IdempotencyConflict(key)
+        return schedule
 
     async def get(self, schedule_id: str, owner: str) -> Schedule:
         """Raises ScheduleNotFound."""
@@ -100,8 +116,9 @@ class ScheduleService:
             schedule,
             next_at=next_at,
             name=changes.name,
-            cron=cron,
-            timezone=timezone,
+            # what is not named may have been changed by another call since
+            cron=changes.cron and cron,
+            timezone=changes.timezone,
             paused=changes.paused,
         )
 

@@ -21,9 +21,10 @@ from deployments.api.photos import SentPhoto
 from deployments.api.portraits import PortraitService, PortraitSubmission
 from deployments.api.schedules import ScheduleService
 from deployments.api.sent import SentPicture, SentPictures
+from deployments.api.style import named_styles
 from deployments.api.submission import Submission
 from deployments.api.training import NewTraining, TrainingService
-from deployments.api.translating import translated
+from deployments.api.wording import dressed, translated
 from deployments.drafts.errors import ImageNotFound
 from deployments.drafts.model import parse_image_id
 from deployments.drafts.store import DraftStore
@@ -119,12 +120,19 @@ class Services:
         StorageUnavailable, TranslationUnavailable.
         """
         order, pictures, guides = await self._judged(new)
-        fields = new.fields
+        fingerprint = new.fingerprint({field: p.key for field, p in pictures.items()})
+        if (key := new.idempotency_key) and (
+            made := await self.store.made(owner, key, fingerprint)
+        ):
+            TaskLogger(log, made.id).info("asked for again")
+            return made  # what it needed then may be gone: a LoRA, a translator
+        limits = self.settings.limits
         if new.translate:
             assert self._translator is not None
-            order = await translated(order, self._translator, self.settings.limits)
-            fields = fields.model_copy(update={"prompt": order.prompt})
-        task_id, wanted = str(uuid.uuid4()), fields.named_loras(self.settings.limits)
+            order = await translated(order, self._translator, limits)
+        order = dressed(order, named_styles(new.styles, self.settings.styles_file), limits)
+        fields = new.fields.model_copy(update={"prompt": order.prompt})
+        task_id, wanted = str(uuid.uuid4()), fields.named_loras(limits)
         registry = self.loras.registry
         order = order.wearing(await registry.order(wanted, owner=owner, task_id=task_id))
         order = order.named(new.caller)
@@ -142,7 +150,7 @@ class Services:
                 idempotency_key=new.idempotency_key,
             ),
             task_id=task_id,
-            fingerprint=new.fingerprint({field: p.key for field, p in pictures.items()}),
+            fingerprint=fingerprint,
         )
         if wanted and not created:
             await registry.store.release([task_id])
@@ -162,6 +170,7 @@ class Services:
         """
         model = self.model(new.model)
         new.check_start()
+        named_styles(new.styles, self.settings.styles_file)
         if new.translate and self._translator is None:
             raise InvalidRequest("translate", "translate must be false: no translator is set here")
         if new.callback_url is not None:

@@ -6,11 +6,11 @@ import asyncio
 import base64
 import binascii
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 from fastapi import WebSocket, WebSocketDisconnect
 
-from deployments.api.auth import KeyAuth
+from deployments.api.auth import KeyAuth, given_keys
 from deployments.api.errors import RULES, TooManyStreams, refuse
 from deployments.api.services import Services
 from deployments.api.watch import StreamCut
@@ -80,16 +80,15 @@ async def _left(websocket: WebSocket) -> None:
 
 def _owner(websocket: WebSocket, key_header: str | None) -> str:
     auth: KeyAuth = websocket.app.state.auth
-    headers = websocket.headers
-    given = headers.get(auth.header) or (headers.get(key_header) if key_header else None)
-    return auth.owner(given or _offered_key(websocket))
+    names = (auth.header, key_header) if key_header else (auth.header,)
+    given = [*given_keys(websocket.headers, *names), *_offered_keys(websocket)]
+    return auth.first_owner(given)
 
 
-def _offered_key(websocket: WebSocket) -> str | None:
+def _offered_keys(websocket: WebSocket) -> Iterator[str]:
     for word in websocket.scope["subprotocols"]:
         if word.startswith(KEY_SUBPROTOCOL):
             text = word.removeprefix(KEY_SUBPROTOCOL)
             with contextlib.suppress(ValueError, binascii.Error):
                 key = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
-                return key.decode("latin-1")
-    return None
+                yield key.decode("latin-1")

@@ -32,6 +32,8 @@ class Submission:
     """Aware; and no `delay_s` beside it."""
     translate: bool = False
     """Draw what the prompts mean in the language that the settings name."""
+    styles: tuple[str, ...] = ()
+    """Of the settings' file, by name: put on the prompts one after the other, translated or not."""
     callback_url: str | None = None
     idempotency_key: str | None = None
     caller: Caller = NOBODY
@@ -47,6 +49,8 @@ class Submission:
             rest.append(self.not_before.isoformat())
         if self.translate:
             rest.append("translate")
+        if self.styles:
+            rest.append(["styles", *self.styles])
         fields = self.fields.model_dump(exclude_defaults=True)
         text = json.dumps([fields, dict(pictures), rest], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
@@ -62,6 +66,7 @@ class Submission:
             priority=recipe.priority,
             callback_url=recipe.callback_url,
             translate=recipe.translate,
+            styles=recipe.styles,
             idempotency_key=idempotency_key,
         )
 

@@ -23,6 +23,7 @@ from deployments.loras.model import Visibility
 from deployments.loras.registry import LoraRegistry
 from deployments.storage.store import ObjectNotFound, ObjectStore
 from deployments.tasks.errors import IdempotencyConflict, QueueFull, TaskNotFound
+from deployments.tasks.image import OUTPUT_PREFIX
 from deployments.tasks.model import Kind, NewTask, Task
 from deployments.tasks.store import TaskStore
 from deployments.tasks.training import (
@@ -45,16 +46,18 @@ from training.lora.source import Bounds, Example, read_files, read_zip, write_ar
 log = get_logger(__name__)
 
 _FETCHES = 4
+"""Pictures of one job fetched at once."""
 FETCH_ALL_S = 300.0
 """For all pictures of one training: others wait meanwhile."""
-"""Pictures of one job fetched at once."""
-_STORED = re.compile(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})/(\d{1,4})")
+_TASK = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+_DRAWN = re.compile(rf"({_TASK})[./]([0-9]{{1,4}})|{OUTPUT_PREFIX}({_TASK})/[0-9]+/[^/]+")
 _ZIP = (b"PK\x03\x04", b"PK\x05\x06")
 
 
 @dataclass(frozen=True)
 class NamedPicture:
-    """A picture that a client says where to find: a data URL, a URL, or `task_id/index`."""
+    """A picture that a client says where to find: a data URL, a URL, or one that was drawn, by its
+    id (`task_id/index`, with a point in between as well) or its object key."""
 
     image: str
     caption: str | None = None
@@ -96,12 +99,8 @@ class TrainingService:
         Raises InvalidRequest (RefusedPictures among it), NameTaken, TooManyLoras, QueueFull,
         IdempotencyConflict.
         """
-        if await self._registry.store.has_name(new.name, owner=owner):
-            raise NameTaken(new.name)
-        # Asked now and not at its end: nothing is thrown away after hours.
-        most = self._settings.limits.max_owned_loras
-        if await self._registry.store.count(owner) >= most:
-            raise TooManyLoras(most)
+        if not await self._asked_again(new, owner):
+            await self._check_room(new.name, owner)
         job = new.job
         if "checkpoint_every" not in job.model_fields_set:
             job = job.model_copy(update={"checkpoint_every": self._limits.checkpoint_every})
@@ -140,6 +139,20 @@ class TrainingService:
             await self._objects.delete(pictures_key(task_id))
         TaskLogger(log, task.id).info("created" if created else "asked for again")
         return task
+
+    async def _asked_again(self, new: NewTraining, owner: str) -> bool:
+        """Whether its key has made a task, whose own LoRA may have the name by now."""
+        key = new.idempotency_key
+        return key is not None and await self._store.callers.task_id(owner, key) is not None
+
+    async def _check_room(self, name: str, owner: str) -> None:
+        """Asked now and not at its end: nothing is thrown away after hours. Raises NameTaken,
+        TooManyLoras."""
+        if await self._registry.store.has_name(name, owner=owner):
+            raise NameTaken(name)
+        most = self._settings.limits.max_owned_loras
+        if await self._registry.store.count(owner) >= most:
+            raise TooManyLoras(most)
 
     async def curve(self, lora_id: str, owner: str) -> Curve:
         """The loss of the newest version's training. Raises LoraNotFound, NoCurve."""
@@ -275,15 +288,19 @@ class TrainingService:
         limit = self._limits.max_picture_bytes
         if image[:7].lower() == "http://" or image[:8].lower() == "https://":
             return await fetch(as_sent(image), max_bytes=limit, policy=self._url_policy)
-        if stored := _STORED.fullmatch(image):
-            return await self._output(name, stored[1], int(stored[2]), owner)
+        if drawn := _DRAWN.fullmatch(image):
+            return await self._output(name, drawn, owner)
         return await asyncio.to_thread(decode_data_url, image, field=name, max_bytes=limit)
 
-    async def _output(self, name: str, task_id: str, index: int, owner: str) -> bytes:
+    async def _output(self, name: str, drawn: re.Match[str], owner: str) -> bytes:
         with contextlib.suppress(TaskNotFound, ObjectNotFound, IndexError):
-            task = await self._store.get(task_id, owner=owner)
-            return await self._objects.get(task.outputs[index].key)
-        raise InvalidImage(name, f"{name}: there is no picture {task_id}/{index}")
+            task = await self._store.get(drawn[1] or drawn[3], owner=owner)
+            keys = [output.key for output in task.outputs]
+            if drawn[3] is None:
+                return await self._objects.get(keys[int(drawn[2])])
+            if drawn[0] in keys:
+                return await self._objects.get(drawn[0])
+        raise InvalidImage(name, f"{name}: there is no picture {drawn[0][:200]}")
 
 
 def _with_now(curve: Curve, task: Task) -> Curve:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime, timedelta
 
 from deployments.api.services import Services
 from deployments.api.submission import MAX_DELAY_S
 from deployments.log import TaskLogger, get_logger
 from deployments.storage.store import StorageUnavailable
-from deployments.tasks.errors import StoreUnavailable
+from deployments.tasks.errors import NotQueued, StoreUnavailable, TaskNotFound
 from deployments.tasks.image import INPUT_PREFIX, OUTPUT_PREFIX, STATE_PREFIX
+from deployments.tasks.model import Status, Task, TaskError
 from deployments.tasks.portrait import PORTRAIT_PREFIX, PORTRAIT_QUEUE
+from deployments.tasks.store import MAX_PAGE
 from deployments.tasks.training import LORA_QUEUE, TRAINING_PREFIX
 
 log = get_logger(__name__)
@@ -21,6 +26,9 @@ SWEEP_EVERY_S = 60.0
 LEASES_EVERY_S = 3.0
 SCHEDULES_EVERY_S = 1.0
 STRAYS_EVERY_S = 3600.0
+REMOVED_AFTER_S = 3600.0
+"""So old are a replica and a task when it is given up because no setting names its model: during
+an update, replicas that know a model run beside such as do not."""
 DAY_S = 86400.0
 
 
@@ -29,6 +37,8 @@ class Upkeep:
 
     def __init__(self, services: Services) -> None:
         self._services = services
+        self._queues = (*services.settings.models, LORA_QUEUE, PORTRAIT_QUEUE)
+        self._began_s = time.monotonic()
         self._next_strays_s = 0.0
 
     async def run(self) -> None:
@@ -55,11 +65,12 @@ class Upkeep:
         """Requeue the tasks of dead workers even where no worker is left to claim: a model scaled
         to zero gets replicas for what is queued, not for what seems to run.
         """
-        for queue in (*self._services.settings.models, LORA_QUEUE, PORTRAIT_QUEUE):
+        for queue in self._queues:
             await self._services.store.sweep(queue)
 
     async def sweep(self) -> None:
-        """Remove expired tasks with their pictures, deleted LoRAs, and now and then strays."""
+        """Remove expired tasks with their pictures, deleted LoRAs, and now and then strays and what
+        waits for a model that was removed."""
         while expired := await self._services.store.sweep_expired():
             for task in expired:
                 await self._services.forget(task)
@@ -70,6 +81,34 @@ class Upkeep:
         if now >= self._next_strays_s:
             self._next_strays_s = now + STRAYS_EVERY_S
             await self._sweep_strays()
+            if time.monotonic() - self._began_s >= REMOVED_AFTER_S:
+                await self._give_up_removed()
+
+    async def _give_up_removed(self) -> None:
+        store = self._services.store
+        for status in (Status.SCHEDULED, Status.RUNNING):
+            for queue in {task.queue async for task in self._of_removed_models(status)}:
+                await store.sweep(queue)  # what is due, or lost its worker, is queued
+        async for task in self._of_removed_models(Status.QUEUED):
+            if await store.workers(task.queue):
+                continue  # of another application on the same store
+            message = f"The task was given up: the model {task.queue} is not served any more."
+            with contextlib.suppress(TaskNotFound, NotQueued):
+                await store.give_up(task.id, TaskError(code="model_removed", message=message))
+                TaskLogger(log, task.id).info("its model was removed")
+
+    async def _of_removed_models(self, status: Status) -> AsyncIterator[Task]:
+        latest = datetime.now(UTC) - timedelta(seconds=REMOVED_AFTER_S)
+        cursor: str | None = None
+        while True:
+            page = await self._services.store.list(
+                owner=None, status=status, limit=MAX_PAGE, cursor=cursor
+            )
+            for task in page.tasks:
+                if task.queue not in self._queues and task.created_at <= latest:
+                    yield task
+            if (cursor := page.next_cursor) is None:
+                return
 
     async def _sweep_strays(self) -> None:
         """Blobs that no task can name any more: of lost attempts, abandoned submissions, and

@@ -292,7 +292,9 @@ def _redis(url: str) -> Check:
             url, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S
         ) as client:
             version = client.info("server").get("redis_version", "?")
-    except (redis.RedisError, ValueError, OSError) as error:
+    except ValueError:  # which may repeat a part of the password
+        return Check("task store", State.BROKEN, "redis_url is no address of a Redis server")
+    except (redis.RedisError, OSError) as error:
         return Check("task store", State.BROKEN, f"{shown} does not answer: {error}")
     return Check("task store", State.OK, f"{shown}, version {version}")
 

@@ -62,7 +62,11 @@ class Client:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.base = _checked(url)
-        self._key = {"X-API-Key": api_key} if api_key else {}
+        self._key: dict[str, Any] = {}
+        if api_key:
+            # a bearer token too, for a server whose settings name another header
+            key = api_key.encode()
+            self._key = {"X-API-Key": key, "Authorization": b"Bearer " + key}
         self._http = httpx.Client(
             timeout=httpx.Timeout(30.0, connect=5.0),
             transport=transport,
@@ -146,8 +150,9 @@ class Client:
         return found
 
     def create_schedule(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """A call that is repeated because its answer was lost may make two."""
-        return self._json("POST", SCHEDULES, json=dict(body))
+        """With its id and its next time."""
+        headers = {"Idempotency-Key": str(uuid.uuid4())}
+        return self._json("POST", SCHEDULES, json=dict(body), headers=headers)
 
     def change_schedule(self, schedule_id: str, **changes: Any) -> dict[str, Any]:
         """What is not named stays."""

@@ -91,6 +91,9 @@ ImagePrompts = Annotated[
 Translate = Annotated[
     bool, typer.Option("--translate", help="Have the server translate the prompts first.")
 ]
+Styles = Annotated[
+    list[str] | None, typer.Option("--style", help="A style by its name; may be repeated.")
+]
 Priority = Annotated[int | None, typer.Option(min=-100, max=100, help="Higher is drawn earlier.")]
 Local = Annotated[
     bool, typer.Option("--local", help="Draw in this process, with no server (see --config).")
@@ -116,6 +119,7 @@ def generate(
     lora: Loras = None,
     controlnet: Controls = None,
     ip_adapter: ImagePrompts = None,
+    style: Styles = None,
     translate: Translate = False,
     priority: Priority = None,
     local: Local = False,
@@ -150,31 +154,41 @@ def generate(
             for field, path in (("init_image", init_image), ("mask_image", mask))
             if path is not None
         }
-        body: dict[str, Any] = {
-            "prompt": prompt,
-            "negative_prompt": negative,
-            "width": width,
-            "height": height,
-            "num_inference_steps": steps,
-            "guidance_scale": guidance,
-            "scheduler": scheduler,
-            "seed": seed,
-            "num_images": num_images,
-            "strength": strength,
-            "output_format": chosen,
-            "model": model,
-            "lora": [lora_entry(text) for text in lora or ()] or None,
-            "controlnet": [guide_entry(text) for text in controlnet or ()] or None,
-            "ip_adapter": [guide_entry(text) for text in ip_adapter or ()] or None,
-            "translate": translate or None,
-            "priority": priority,
-        }
-        fields = {name: value for name, value in body.items() if value is not None}
+        fields = request_fields(
+            prompt=prompt,
+            negative=negative,
+            width=width,
+            height=height,
+            steps=steps,
+            guidance=guidance,
+            scheduler=scheduler,
+            seed=seed,
+            num_images=num_images,
+            strength=strength,
+            output_format=chosen,
+            model=model,
+            lora=lora,
+            controlnet=controlnet,
+            ip_adapter=ip_adapter,
+            styles=style,
+            translate=translate,
+            priority=priority,
+        )
         target = picture.writable_target(output, chosen, prompt, uuid.uuid4().hex)
         with drawing(local, config, url, api_key) as draw:
             pictures = draw(fields, sent)
         for path in picture.write_pictures(target, pictures):
             typer.echo(path)
+
+
+def request_fields(**options: Any) -> dict[str, Any]:
+    """Those of these options that were given, as the native API names and takes them."""
+    for option, entry in _ENTRIES.items():
+        options[option] = [entry(text) for text in options.get(option) or ()] or None
+    options["translate"] = options["translate"] or None
+    return {
+        _API_NAMES.get(name, name): value for name, value in options.items() if value is not None
+    }
 
 
 def guide_entry(text: str) -> dict[str, Any]:
@@ -198,6 +212,20 @@ def lora_entry(text: str) -> dict[str, Any]:
             break
         name = rest
     return {"name": name} | dict(zip(("weight", "text_encoder_weight"), weights, strict=False))
+
+
+_API_NAMES = {
+    "negative": "negative_prompt",
+    "steps": "num_inference_steps",
+    "guidance": "guidance_scale",
+}
+_ENTRIES: dict[str, Callable[[str], Any]] = {
+    "lora": lora_entry,
+    "controlnet": guide_entry,
+    "ip_adapter": guide_entry,
+    "styles": str,
+}
+"""Options that may be repeated, and what the API takes for each."""
 
 
 @contextmanager

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from deployments.api.style import named_styles
+from deployments.api.wording import dressed
 from deployments.cli.fault import CliFault, ExitCode
 from deployments.cli.options import field_lines, load_settings
 from deployments.cli.progress import ProgressLine
@@ -68,7 +70,7 @@ def _draw(
 ) -> list[bytes]:
     images = {field: _image(field, data, settings) for field, data in pictures.items()}
     init = images.get("init_image")
-    asked = ImageFields.model_validate(fields)
+    asked = ImageFields.model_validate({k: v for k, v in fields.items() if k != "styles"})
     order = asked.resolve(
         settings,
         model=name,
@@ -76,6 +78,9 @@ def _draw(
         init_image=("init_image", init.size) if init else None,
         mask_key="mask_image" if "mask_image" in images else None,
     )
+    styles = named_styles(fields.get("styles", ()), settings.styles_file)
+    order = dressed(order, styles, settings.limits)
+    asked = asked.model_copy(update={"prompt": order.prompt})
     order = order.wearing(tuple(map(_ordered, asked.named_loras(settings.limits))))
     with ProgressLine() as line:
         line.doing(f"loading model {name}")

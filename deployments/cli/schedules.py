@@ -21,9 +21,10 @@ from deployments.cli.generate import (
     Scheduler,
     Seed,
     Steps,
+    Styles,
     Translate,
     Width,
-    lora_entry,
+    request_fields,
 )
 from deployments.cli.options import DEFAULT_URL, ApiKey, Url, connected
 from deployments.cli.tasks import AsJson, one_line
@@ -81,31 +82,32 @@ def create(
     num_images: NumImages = 1,
     model: Model = None,
     lora: Loras = None,
+    style: Styles = None,
     translate: Translate = False,
     priority: Priority = None,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
 ) -> None:
     """Draw at each time of a cron expression; prints the schedule's id."""
-    request = {
-        "prompt": prompt,
-        "negative_prompt": negative,
-        "width": width,
-        "height": height,
-        "num_inference_steps": steps,
-        "guidance_scale": guidance,
-        "scheduler": scheduler,
-        "seed": seed,
-        "num_images": num_images,
-        "model": model,
-        "lora": [lora_entry(text) for text in lora or ()] or None,
-        "translate": translate or None,
-        "priority": priority,
-    }
+    request = request_fields(
+        prompt=prompt,
+        negative=negative,
+        width=width,
+        height=height,
+        steps=steps,
+        guidance=guidance,
+        scheduler=scheduler,
+        seed=seed,
+        num_images=num_images,
+        model=model,
+        lora=lora,
+        styles=style,
+        translate=translate,
+        priority=priority,
+    )
     body = {"cron": cron, "timezone": timezone, "name": name, "paused": paused}
-    given = {field: value for field, value in request.items() if value is not None}
     with faults_as_messages(), connected(url, api_key) as client:
-        typer.echo(client.create_schedule(body | {"request": given})["id"])
+        typer.echo(client.create_schedule(body | {"request": request})["id"])
 
 
 @app.command()

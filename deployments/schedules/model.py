@@ -20,6 +20,7 @@ class Recipe(Frozen):
     priority: int = 0
     callback_url: str | None = None
     translate: bool = False
+    styles: tuple[str, ...] = ()
 
 
 class Run(Frozen):

@@ -64,12 +64,13 @@ class ScheduleStore:
         return _time(now)
 
     async def create(
-        self, new: NewSchedule, *, owner: str, next_at: datetime, most: int
+        self, new: NewSchedule, *, schedule_id: str, owner: str, next_at: datetime, most: int
     ) -> Schedule:
-        """Raises TooManySchedules where the owner has `most`."""
+        """The one of this id, if the owner has it already. Raises TooManySchedules where the owner
+        has `most`."""
         word, rest = await self._run(
             "create",
-            id=str(uuid4()),
+            id=schedule_id,
             owner=owner,
             **new.model_dump(include={"name", "cron", "timezone", "paused"}),
             recipe=new.recipe.model_dump_json(exclude_defaults=True),

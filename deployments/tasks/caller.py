@@ -87,7 +87,14 @@ class CallerStore:
 
     async def task_id(self, owner: str, idempotency_key: str) -> str | None:
         """The task that was made with the key."""
+        task_id, _ = await self.made(owner, idempotency_key)
+        return task_id
+
+    async def made(self, owner: str, idempotency_key: str) -> tuple[str | None, str | None]:
+        """The task that was made with the key, and its request's fingerprint."""
         name = f"idem:{digest(owner, idempotency_key)}"
         async with self._errors():
-            found = cast("bytes | None", await self._commands.hget(self._key(name), "task"))
-        return found.decode() if found else None
+            values = await self._commands.hmget(self._key(name), ["task", "fingerprint"])
+        found = cast("list[bytes | None]", values)
+        task_id, fingerprint = (None if each is None else each.decode() for each in found)
+        return task_id, fingerprint

@@ -296,7 +296,7 @@ class ImageOrder(GuidedOrder):
     client_id: str | None = Field(None, description="What its caller calls it.")
     client_span: tuple[float, float] = Field((0.0, 1.0), description="Its share of the call.")
     originals: tuple[str, str] | None = Field(
-        None, description="Prompt and negative prompt as they were before a translation."
+        None, description="Prompt and negative prompt before translation and styles."
     )
 
     def wearing(self, loras: tuple[OrderedLora, ...]) -> ImageOrder:

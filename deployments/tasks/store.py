@@ -126,6 +126,13 @@ class TaskStore:
             raise TaskNotFound(task_id)
         return read_task(rest[0]), word == "created"
 
+    async def made(self, owner: str, idempotency_key: str, fingerprint: str) -> Task | None:
+        """The task that `create` would find. Raises IdempotencyConflict."""
+        task_id, known = await self.callers.made(owner, idempotency_key)
+        if task_id is not None and known != fingerprint:
+            raise IdempotencyConflict(idempotency_key)
+        return None if task_id is None else await self.get(task_id)
+
     async def get(self, task_id: str, *, owner: str | None = None) -> Task:
         """The task as it stands. Raises TaskNotFound, also for someone else's."""
         return await self._one("get", task_id, owner)
@@ -155,6 +162,10 @@ class TaskStore:
     async def cancel(self, task_id: str, *, owner: str | None = None) -> Task:
         """End it now; whoever runs it finds its claim stale. Raises TaskNotFound, AlreadyEnded."""
         return await self._one("cancel", task_id, owner)
+
+    async def give_up(self, task_id: str, error: TaskError) -> Task:
+        """Fail it while it is queued. Raises TaskNotFound, NotQueued."""
+        return await self._one("give_up", task_id, None, error=error.model_dump_json())
 
     async def delete(self, task_id: str, *, owner: str | None = None) -> Task:
         """Remove an ended task's record. Raises TaskNotFound, NotEnded."""

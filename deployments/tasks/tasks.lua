@@ -475,6 +475,18 @@ function verbs.cancel()
   return {'ok', flat(h)}
 end
 
+-- Ends what waits and nobody is left to take.
+function verbs.give_up()
+  local h = hold(A.task)
+  if not h then return {'missing'} end
+  if h.status == 'queued' then
+    move(h, 'failed', {error = A.error})
+  elseif h.status ~= 'failed' then
+    return {'not_queued', h.status}
+  end
+  return {'ok', flat(h)}
+end
+
 local function erase(h)
   for field, default in pairs(SAFE) do
     if not sound(h, field) then h[field] = default end

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import inspect
 import io
 import time
 from collections.abc import Iterator
@@ -151,6 +152,36 @@ def test_errors_are_those_that_the_package_knows(client, drawn):
     with pytest.raises(openai.AuthenticationError) as refused:
         stranger.images.generate(prompt="a fox")
     assert refused.value.code == "invalid_api_key"
+
+
+TAKEN: dict[str, object] = {
+    "background": "opaque", "model": "tiny", "moderation": "low", "n": 2, "output_compression": 60,
+    "output_format": "jpeg", "partial_images": 0, "quality": "low", "response_format": "b64_json",
+    "safety_identifier": "a", "size": "64x64", "stream": False, "user": "b",
+    "input_fidelity": "low", "mask": photo(mask_left=True),
+}  # fmt: skip
+UNSUPPORTED: dict[str, object] = {
+    "complexity": "low", "frame_count": 4, "frame_duration_ms": 100, "svg": {"model": "x"},
+    "style": "vivid", "markup": photo(mask_left=True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("verb", ["generate", "edit", "create_variation"])
+@pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")
+def test_every_parameter_of_the_package_is_taken_or_refused_by_its_code(client, verb):
+    call = getattr(client.images, verb)
+    known = {name for name in inspect.signature(call).parameters if not name.startswith("extra_")}
+    given = {"prompt": "a fox", "image": photo()}
+    given = {name: value for name, value in given.items() if name in known}
+    others = known - {*given, "timeout"}
+    assert others <= TAKEN.keys() | UNSUPPORTED.keys(), "the package has learned more"
+    taken = {name: value for name, value in TAKEN.items() if name in others}
+    answer = call(**given, **taken, extra_body={"steps": 2})
+    assert len(answer.data) == 2
+    for name in others & UNSUPPORTED.keys():
+        with pytest.raises(openai.BadRequestError) as refused:
+            call(**given, **{name: UNSUPPORTED[name]})
+        assert (refused.value.param, refused.value.code) == (name, "unsupported_parameter")
 
 
 def test_the_same_idempotency_key_gives_the_same_picture(client):

@@ -24,8 +24,7 @@ _FIELDS = {"init_image": "from_image", "lora": "id", "model": "id"}
 
 
 class GalleryRoute(KeyedRoute):
-    def given_key(self, request: Request, header: str) -> str | None:
-        return super().given_key(request, header) or request.headers.get(KEY_HEADER)
+    key_headers = (KEY_HEADER,)
 
 
 class TrainRoute(GalleryRoute, UploadRoute):

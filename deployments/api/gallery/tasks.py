@@ -36,9 +36,10 @@ from deployments.api.native import responses
 from deployments.api.route import OwnerDep, ServicesDep, base_url
 from deployments.api.services import Services
 from deployments.api.socket import tell
+from deployments.drafts.errors import Locked
 from deployments.drafts.model import Draft, is_image_id
 from deployments.tasks.errors import TaskNotFound
-from deployments.tasks.model import TERMINAL, Task
+from deployments.tasks.model import TERMINAL, Kind, Task
 
 router = APIRouter(prefix="/api", route_class=GalleryRoute, tags=["gallery"])
 train_router = APIRouter(prefix="/api", route_class=TrainRoute, tags=["gallery"])
@@ -127,6 +128,11 @@ async def change_task(
     owner: OwnerDep,
 ) -> TaskView:
     """As `PATCH /api/models/{id}`."""
+    task = await _found(services, task_id, owner)
+    if isinstance(task, Task) and task.kind is not Kind.LORA:
+        raise Locked(
+            f"The task {task.id} is {task.status}: it trains nothing, so it cannot change."
+        )
     model = await services.models.change(
         task_id, body.to_changes(), owner, ready=body.status == "ready"
     )

@@ -30,7 +30,7 @@ class ImageView(BaseModel):
     model: str
     prompt: str = Field(description="As it was drawn.")
     negative_prompt: str
-    original_prompt: str | None = Field(description="As it was sent, where it was translated.")
+    original_prompt: str | None = Field(description="As it was sent, where another was drawn.")
     original_negative_prompt: str | None
     parameters: dict[str, Any] | None = Field(
         description="What `generate` draws it again from, as the file tells it."

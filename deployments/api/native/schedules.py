@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body
+from fastapi import APIRouter, Body, Header
 from pydantic import BaseModel, ConfigDict, Field
 
 from deployments.api.native import examples, responses
@@ -127,10 +127,15 @@ async def create_schedule(
     ],
     services: ServicesDep,
     owner: OwnerDep,
+    idempotency_key: Annotated[
+        str | None,
+        Header(min_length=1, max_length=255, description="The same key and request: one schedule."),
+    ] = None,
 ) -> ScheduleView:
     """At each time one task is created, however many replicas there are. A time that passes while
     the service is down is made up for once; while the queue is full, the task waits for room."""
-    return ScheduleView.of(await services.schedules.create(body.to_domain(), owner))
+    made = await services.schedules.create(body.to_domain(), owner, idempotency_key=idempotency_key)
+    return ScheduleView.of(made)
 
 
 @router.get(

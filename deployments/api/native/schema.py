@@ -28,6 +28,7 @@ WORDS: dict[Status, StatusWord] = {
 }
 
 CREATED = "任务已创建，正在处理中"
+MAX_STYLES = 20
 
 # Pydantic would write `Z`, which older clients' date parsers refuse.
 Time = Annotated[
@@ -71,6 +72,12 @@ class DrawBody(ImageFields):
         description="Translate both prompts first, where the server has a translator. Tags, "
         "brackets and weights stay.",
     )
+    styles: list[Text] | None = Field(
+        None,
+        max_length=MAX_STYLES,
+        description="Put on the prompts, one after the other: names of the settings' "
+        "`styles_file`, as `/sdapi/v1/prompt-styles` lists them.",
+    )
 
     def recipe(self) -> Recipe:
         """All of it, in no dialect's words."""
@@ -82,6 +89,7 @@ class DrawBody(ImageFields):
             priority=self.priority or 0,
             callback_url=self.callback_url,
             translate=self.translate or False,
+            styles=tuple(self.styles or ()),
         )
 
 
@@ -203,7 +211,9 @@ class TaskView(BaseModel):
     updated_at: Time
     model: str
     prompt: str | None
-    original_prompt: str | None = Field(description="As it was sent, where it was translated.")
+    original_prompt: str | None = Field(
+        description="As it was sent, where it was translated or has styles on."
+    )
     seed: int | None = Field(description="Of the first picture; picture i has seed + i.")
     priority: int
     progress: ProgressView

@@ -21,8 +21,8 @@ class PictureBody(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     image: Text = Field(
-        description="A base64 data URL of a PNG, JPEG or WebP file, its http(s) address, or "
-        "`task_id/index` of a picture that was drawn for you."
+        description="A base64 data URL of a PNG, JPEG or WebP file, its http(s) address, or, of a "
+        "picture that was drawn for you, `task_id/index` or its object key."
     )
     caption: Text | None = Field(None, description="What it shows; by default as the job says.")
 

@@ -26,7 +26,7 @@ VARIATION = {"image": "(a PNG file)", "n": "2"}
 
 IMAGES: dict[str, Any] = {
     "created": 1760000000,
-    "data": [{"b64_json": _PNG, "url": None, "seed": 7}],
+    "data": [{"b64_json": _PNG, "url": None, "revised_prompt": None, "seed": 7}],
     "background": "opaque",
     "output_format": "png",
     "quality": "medium",

@@ -9,10 +9,11 @@ from typing import Any, TypeVar
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from starlette.datastructures import FormData, UploadFile
 
 from deployments.api.openai.errors import Refusal, shown_part
+from deployments.api.openai.schema import PictureForm
 from deployments.api.route import check_form
 
 MAX_IMAGES = 16
@@ -20,9 +21,11 @@ MAX_IMAGES = 16
 MAX_FIELDS = 100
 MAX_PART_BYTES = 2**16
 
-Body = TypeVar("Body", bound=BaseModel)
+Body = TypeVar("Body", bound=PictureForm)
 
 _IMAGE = re.compile(r"image(\[[0-9]*\])?")
+_OBJECT = "svg["
+"""How fields of the one object that OpenAI's forms have begin; it is refused as a whole."""
 _LORA = re.compile(r"lora\[[0-9]*\]\[([a-z_]{1,40})\]")
 
 
@@ -39,7 +42,7 @@ async def read_form(request: Request, kind: type[Body]) -> tuple[Body, Sent]:
     check_form(request)
     limits = {"max_files": MAX_IMAGES + 1, "max_fields": MAX_FIELDS}
     async with request.form(**limits, max_part_size=MAX_PART_BYTES) as form:
-        fields, sent = _fields(form), await _files(form)
+        fields, sent = _fields(form), await _files(form, kind)
     try:
         return kind.model_validate(fields), sent
     except ValidationError as refused:
@@ -48,20 +51,20 @@ async def read_form(request: Request, kind: type[Body]) -> tuple[Body, Sent]:
         ) from None
 
 
-async def _files(form: FormData) -> Sent:
+async def _files(form: FormData, kind: type[PictureForm]) -> Sent:
     files = [(name, value) for name, value in form.multi_items() if isinstance(value, UploadFile)]
     images = [file for name, file in files if _IMAGE.fullmatch(name)]
-    masks = [file for name, file in files if name == "mask"]
+    masks = [file for name, file in files if name == "mask" and kind.masked]
     if not images:
         raise Refusal("image", "Missing required parameter: 'image'.", "missing_required_parameter")
     if len(images) > 1:
         raise Refusal("image", f"one image is edited, given {len(images)}", "unsupported_value")
     if len(masks) > 1:
         raise Refusal("mask", f"one mask is used, given {len(masks)}", "invalid_value")
-    if other := [name for name, _ in files if name != "mask" and not _IMAGE.fullmatch(name)]:
-        raise Refusal(
-            shown_part(other[0]), f"Unknown file: '{shown_part(other[0])}'.", "unknown_parameter"
-        )
+    if other := [name for name, file in files if file not in images and file not in masks]:
+        word = "unsupported" if other[0] in kind.model_fields else "unknown"
+        name = shown_part(other[0])
+        raise Refusal(name, f"{word.capitalize()} file: '{name}'.", f"{word}_parameter")
     return Sent(await images[0].read(), await masks[0].read() if masks else None)
 
 
@@ -74,6 +77,8 @@ def _fields(form: FormData) -> dict[str, Any]:
             continue
         if part := _LORA.fullmatch(name):
             lora.setdefault(part[1], []).append(value)
+        elif name.startswith(_OBJECT):
+            found[_OBJECT[:-1]] = value
         elif name in found:
             raise Refusal(shown_part(name), f"{shown_part(name)} is there twice", "invalid_value")
         else:

@@ -20,15 +20,15 @@ from pipelines.images import (
 )
 
 
-def prepared(sent: Sent, size: Size | None, limits: LimitSettings) -> Sent:
+def prepared(sent: Sent, size: Size | None, limits: LimitSettings, *, masked: bool) -> Sent:
     """As the task takes them: the picture at that size, the mask's white to be repainted.
 
-    Transparent is what is to be repainted, in the mask, else in the picture itself. Raises
-    InvalidRequest; runs in a thread.
+    Where `masked`, what is transparent is to be repainted, in the mask, else in the picture itself.
+    Raises InvalidRequest; runs in a thread.
     """
     if size is not None:
         _check_size(size, limits)
-    mask = _mask(sent, limits)
+    mask = _mask(sent, limits) if masked else None
     if size is None:
         return Sent(sent.image, _png(mask) if mask else None)
     picture = decode_image(

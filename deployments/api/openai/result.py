@@ -21,15 +21,15 @@ class Results:
 
     async def view(self, task: Task) -> ImagesView:
         """The answer for a task that succeeded. Raises StorageUnavailable, ObjectNotFound."""
+        revised = task.input.get("prompt") if task.input.get("originals") else None
         if self.body.response_format == "url":
-            urls = await self.services.urls(task, self._base)
-            pairs = zip(urls, task.outputs, strict=True)
-            data = [ImageView(url=url, seed=output.seed or 0) for url, output in pairs]
+            found = [{"url": url} for url in await self.services.urls(task, self._base)]
         else:
-            data = [
-                ImageView(b64_json=await self.packed(output), seed=output.seed or 0)
-                for output in task.outputs
-            ]
+            found = [{"b64_json": await self.packed(output)} for output in task.outputs]
+        data = [
+            ImageView(**image, revised_prompt=revised, seed=output.seed or 0)
+            for image, output in zip(found, task.outputs, strict=True)
+        ]
         return ImagesView(
             created=int(task.created_at.timestamp()),
             data=data,

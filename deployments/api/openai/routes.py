@@ -12,7 +12,6 @@ from fastapi.responses import JSONResponse
 
 from deployments.api.blocking import BlockingCalls, StreamedCall, succeeded
 from deployments.api.openai import examples, responses
-from deployments.api.openai.errors import Refusal
 from deployments.api.openai.form import read_form
 from deployments.api.openai.picture import prepared
 from deployments.api.openai.result import Results
@@ -22,7 +21,9 @@ from deployments.api.openai.schema import (
     GenerationBody,
     ModelList,
     ModelView,
+    PictureForm,
     VariationForm,
+    model_of,
 )
 from deployments.api.openai.stream import stream
 from deployments.api.route import BlockingDep, KeyedRoute, OwnerDep, ServicesDep, base_url
@@ -35,17 +36,7 @@ _IMAGE = "A PNG, JPEG or WebP file; several are refused. Also as `image[]`."
 _MASK = "A picture of the same size that is transparent where to edit. Default: as `image` is."
 
 
-class BearerRoute(KeyedRoute):
-    """A route whose key is a bearer token, or in the header that the native API reads."""
-
-    def given_key(self, request: Request, header: str) -> str | None:
-        scheme, _, key = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer":
-            return key.strip()
-        return super().given_key(request, header)
-
-
-router = APIRouter(prefix=PREFIX.rstrip("/"), route_class=BearerRoute, tags=["openai"])
+router = APIRouter(prefix=PREFIX.rstrip("/"), route_class=KeyedRoute, tags=["openai"])
 
 KeyHeader = Annotated[
     str | None,
@@ -138,20 +129,21 @@ async def list_models(services: ServicesDep) -> ModelList:
 )
 async def get_model(model: str, services: ServicesDep) -> ModelView:
     """Whether it is configured."""
-    if model not in services.settings.models:
-        raise Refusal("model", f"The model {model!r} does not exist.", "model_not_found", 404)
+    model_of(model, services.settings)
     return ModelView(id=model)
 
 
 async def _from_picture(
     request: Request,
     services: Services,
-    kind: type[EditForm] | type[VariationForm],
+    kind: type[PictureForm],
     idempotency_key: str | None,
 ) -> tuple[DrawBody, Submission]:
     body, sent = await read_form(request, kind)
     settings = services.settings
-    ready = await services.decode(lambda: prepared(sent, body.pixels, settings.limits))
+    ready = await services.decode(
+        lambda: prepared(sent, body.pixels, settings.limits, masked=kind.masked)
+    )
     new = body.to_domain(
         settings,
         idempotency_key=idempotency_key,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -33,6 +33,14 @@ def _size(given: str) -> str:
     if given != "auto" and not _SIZE.fullmatch(given):
         raise PydanticCustomError("size", "must be auto or WIDTHxHEIGHT, for example 512x768")
     return given
+
+
+def model_of(name: str, settings: Settings) -> str:
+    """The configured model that a name or an alias means. Raises Refusal."""
+    for model, preset in settings.models.items():
+        if name == model or name in preset.aliases:
+            return model
+    raise Refusal("model", f"The model {name!r} does not exist.", "model_not_found", 404)
 
 
 def _unsupported(given: Any) -> Any:
@@ -84,6 +92,9 @@ class DrawBody(BaseModel):
     seed: Whole | None = Field(None, description="Picture i is drawn with seed + i.")
     sampler: SchedulerName | None = Field(None, description="Sampling method.")
     lora: list[LoraEntry] | None = Field(None, description="LoRAs to wear.")
+    translate: bool | None = Field(
+        False, description="Translate both prompts first, where the server has a translator."
+    )
     complexity: Unsupported = None
     svg: Unsupported = None
     frame_count: Unsupported = None
@@ -152,9 +163,7 @@ class DrawBody(BaseModel):
         strength: float | None = None,
     ) -> Submission:
         """The same in no dialect's words; `size` has been applied to a picture. Raises Refusal."""
-        model = self.model or settings.default_model
-        if model not in settings.models:
-            raise Refusal("model", f"The model {model!r} does not exist.", "model_not_found", 404)
+        model = model_of(self.model, settings) if self.model else settings.default_model
         width, height = (None, None) if image else self.pixels or (None, None)
         fields = ImageFields(
             prompt=self.prompt,
@@ -176,6 +185,7 @@ class DrawBody(BaseModel):
             model=model,
             init_image=image,
             mask_image=mask,
+            translate=self.translate or False,
             idempotency_key=idempotency_key,
         )
 
@@ -196,10 +206,20 @@ class GenerationBody(DrawBody):
     style: Unsupported = None
 
 
-class EditForm(DrawBody):
-    """A picture from another one."""
+class PictureForm(DrawBody):
+    """What begins with a picture."""
+
+    masked: ClassVar[bool] = False
+    """Whether transparency, of a mask or of the picture itself, says what is repainted."""
 
     strength: Real | None = Field(None, description="0.0-1.0: how much to change the picture.")
+
+
+class EditForm(PictureForm):
+    """A picture from another one."""
+
+    masked: ClassVar[bool] = True
+
     input_fidelity: Literal["high", "low"] | None = Field(
         None, description="`high` is refused: give a lower `strength`."
     )
@@ -213,17 +233,17 @@ class EditForm(DrawBody):
         return given
 
 
-class VariationForm(DrawBody):
+class VariationForm(PictureForm):
     """A picture like another one."""
 
     prompt: Text = Field("", description="None is needed.")
-    strength: Real | None = Field(None, description="0.0-1.0: how much to change the picture.")
     stream: Unsupported = None
 
 
 class ImageView(BaseModel):
     b64_json: str | None = None
     url: str | None = None
+    revised_prompt: str | None = Field(None, description="The translation, where there is one.")
     seed: int = Field(description="What drew it.")
 
 

@@ -8,8 +8,8 @@ from dataclasses import asdict
 from typing import Any
 
 from configs.settings import Settings
-from deployments.api.sdapi.style import read_styles
 from deployments.api.services import Services
+from deployments.api.style import read_styles
 from deployments.loras.model import Filter
 
 MAX_LORAS = 1000

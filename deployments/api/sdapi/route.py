@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Request, Response
 
-from deployments.api.auth import KeyAuth
+from deployments.api.auth import KeyAuth, given_keys
 from deployments.api.errors import Unauthorized
 from deployments.api.route import KeyedRoute, OwnerDep, ServicesDep, StrictRequest, parse_json
 from deployments.api.sdapi.error import Refused
@@ -52,23 +52,16 @@ class SdapiRoute(KeyedRoute):
     def owner(self, request: Request, auth: KeyAuth) -> str:
         """Raises Refused."""
         given = [*_keys(request, auth.header)]
-        for key in given:
-            try:
-                return auth.owner(key)
-            except Unauthorized:
-                continue
-        if not auth.required:
-            return auth.owner(None)
-        detail = "Incorrect username or password" if given else "Not authenticated"
-        raise Refused(401, detail, headers={"WWW-Authenticate": "Basic"})
+        try:
+            return auth.first_owner(given)
+        except Unauthorized:
+            detail = "Incorrect username or password" if given else "Not authenticated"
+            raise Refused(401, detail, headers={"WWW-Authenticate": "Basic"}) from None
 
 
 def _keys(request: Request, header: str) -> Iterator[str]:
-    if key := request.headers.get(header):
-        yield key
+    yield from given_keys(request.headers, header)
     kind, _, given = request.headers.get("authorization", "").partition(" ")
-    if kind.lower() == "bearer":
-        yield given.strip()
     if kind.lower() != "basic":
         return
     try:

@@ -14,7 +14,7 @@ from deployments.api.sdapi import infotext, options
 from deployments.api.sdapi.checkpoint import UNKNOWN, Cards
 from deployments.api.sdapi.controlnet import Guides, guides_of
 from deployments.api.sdapi.schema import GenerationBody, Txt2ImgBody
-from deployments.api.sdapi.style import read_styles, styled
+from deployments.api.style import read_styles, styled
 from deployments.tasks.limit import check_lengths
 from deployments.tasks.lora import LoraEntry
 from pipelines.errors import InvalidRequest

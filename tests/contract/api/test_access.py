@@ -42,6 +42,12 @@ async def test_any_configured_key_is_let_in_also_one_beyond_ascii(open_api):
         assert answer.status_code == 200
 
 
+async def test_a_bearer_token_may_end_in_a_letter_of_which_a_byte_reads_as_a_space(open_api):
+    api = await open_api(api={"keys": ["voilà"]})
+    headers = {"Authorization": b"Bearer  " + "voilà".encode()}
+    assert (await api.http.get("/api/v1/tasks", headers=headers)).status_code == 200
+
+
 async def test_the_key_s_header_is_named_by_the_settings(open_api):
     api = await open_api(api=KEYS | {"key_header": "Authorization"})
     refused = await api.http.post("/api/v1/generate", json=BODY, headers={"X-API-Key": "first-key"})
@@ -50,6 +56,23 @@ async def test_the_key_s_header_is_named_by_the_settings(open_api):
         "/api/v1/generate", json=BODY, headers={"authorization": "first-key"}
     )
     assert answer.status_code == 200
+
+
+@pytest.mark.parametrize("header", ["X-API-Key", "X-Token", "Authorization"])
+async def test_a_key_may_be_a_bearer_token_whatever_the_settings_name(open_api, header):
+    api = await open_api(api=KEYS | {"key_header": header})
+    for authorization, status in (("Bearer first-key", 200), ("bearer wrong", 401)):
+        headers = {"Authorization": authorization}
+        for path in ("/api/v1/tasks", "/api/models", "/sdapi/v1/samplers", "/v1/models"):
+            answer = await api.http.get(path, headers=headers)
+            assert answer.status_code == status, (path, answer.text)
+
+
+async def test_a_token_that_a_gateway_added_is_no_reason_to_refuse_a_key(open_api):
+    api = await open_api(api=KEYS)
+    headers = {"X-API-Key": "first-key", "Authorization": "Bearer of-the-gateway"}
+    for path in ("/api/v1/tasks", "/api/models", "/v1/models"):
+        assert (await api.http.get(path, headers=headers)).status_code == 200
 
 
 async def test_a_wrong_key_is_told_nothing_of_its_body(open_api):

@@ -267,6 +267,29 @@ async def test_a_model_that_cannot_be_trained_stays_initial_and_the_reason_is_to
     assert (await api.http.patch(f"{MODELS}/{model['id']}", json=changed)).status_code == 200
 
 
+async def test_a_model_whose_dataset_was_deleted_stays_initial_and_the_dataset_is_named(api):
+    dataset = await made(api, SETS, {"name": "walks", "data": {"images": [await drawn(api)]}})
+    model = await made(api, MODELS, {"name": "ink", "data": {"choices": [dataset["id"]]}})
+    await api.http.delete(f"{SETS}/{dataset['id']}")
+    answer = await ready(api, model["id"])
+    assert answer.status_code == 422, answer.text
+    (entry,) = answer.json()["detail"]
+    expected = f"data.choices.0: there is no dataset '{dataset['id']}'"
+    assert (entry["loc"], entry["msg"]) == (["body", "data"], expected)
+    assert (await api.http.get(f"{MODELS}/{model['id']}")).json()["status"] == "initial"
+
+
+async def test_anothers_model_is_no_source_and_anothers_dataset_no_choice(keyed):
+    model = await planned(keyed)
+    dataset = await made(keyed, SETS, {"name": "walks", "data": {}})
+    theirs = ({"source": model["id"]}, {"data": {"choices": [dataset["id"]]}})
+    for fields, told in zip(theirs, ("source must be one of", "there is no dataset"), strict=True):
+        body = {"name": "pen"} | fields
+        answer = await keyed.http.post(MODELS, json=body, headers={"X-API-Key": "bob"})
+        assert answer.status_code == 422, answer.text
+        assert told in answer.json()["detail"][0]["msg"]
+
+
 async def test_a_status_that_the_server_alone_sets_is_refused(api):
     model = await planned(api)
     for status in ("running", "success", "nonsense"):

@@ -83,6 +83,13 @@ async def test_deleting_a_task_that_is_not_queued_deletes_its_model(api):
     assert (await api.http.get(f"{MODELS}/{model_id}")).status_code == 404
 
 
+async def test_a_task_that_draws_can_be_told_no_status(api):
+    task_id = await api.submit()
+    answer = await api.http.patch(f"{TASKS}/{task_id}", json={"status": "ready"})
+    assert (answer.status_code, answer.headers["x-error-code"]) == (409, "locked")
+    assert "it trains nothing" in answer.json()["detail"]
+
+
 async def test_tasks_are_listed_paged_and_filtered(api):
     model_id = await planned(api)
     await api.http.patch(f"{MODELS}/{model_id}", json={"status": "ready"})

@@ -265,3 +265,45 @@ async def test_a_start_that_cannot_be_is_refused(api, given):
     answer = await api.http.post("/api/v1/generate", json={"prompt": "a fox"} | given)
     assert answer.status_code == 422
     assert answer.json()["detail"][0]["loc"] == ["body", "not_before"]
+
+
+@pytest.fixture
+async def styled(open_api, tmp_path):
+    """An application with two styles, one of which wears a LoRA."""
+    path = tmp_path / "styles.csv"
+    path.write_text(
+        "name,prompt,negative_prompt\nink,drawing of {prompt} <lora:pen:0.5>,colour\nold,sepia,\n"
+    )
+    return await open_api(styles_file=path)
+
+
+async def test_styles_are_put_on_both_prompts_in_their_order(styled):
+    await styled.lora("pen")
+    task_id = await styled.submit(negative_prompt="blurry", styles=["ink", "old"], seed=7)
+    order = (await styled.services.store.get(task_id)).input
+    assert order["prompt"] == "drawing of a fox <lora:pen:0.5>, sepia"
+    assert order["negative_prompt"] == "blurry, colour"
+    assert [(lora["name"], lora["weight"]) for lora in order["loras"]] == [("pen", 0.5)]
+    task = await styled.task(task_id)
+    assert (task["prompt"], task["original_prompt"]) == (order["prompt"], "a fox")
+    plain = await styled.task(await styled.submit(styles=[]))
+    assert (plain["prompt"], plain["original_prompt"]) == ("a fox", None)
+
+
+async def test_a_style_that_is_not_there_and_one_that_is_too_long_are_refused_by_name(styled):
+    for body, place, told in (
+        ({"styles": ["ink", "oil"]}, "styles", "styles must be of ink, old, given 'oil'"),
+        ({"styles": ["old"] * 21}, "styles", "at most 20 items"),
+        ({"prompt": "x" * 3997, "styles": ["old"]}, "prompt", "at most 4000 characters, given"),
+    ):
+        answer = await styled.http.post("/api/v1/generate", json={"prompt": "a fox"} | body)
+        assert answer.status_code == 422, answer.text
+        (entry,) = answer.json()["detail"]
+        assert (entry["loc"], told in entry["msg"]) == (["body", place], True), entry
+
+
+async def test_a_key_with_another_style_is_a_conflict(styled):
+    first = {"prompt": "a fox", "idempotency_key": "k"}
+    assert (await styled.http.post("/api/v1/generate", json=first)).status_code == 200
+    answer = await styled.http.post("/api/v1/generate", json=first | {"styles": ["old"]})
+    assert answer.headers["x-error-code"] == "idempotency_conflict"

@@ -337,6 +337,14 @@ async def test_a_repeated_request_holds_nothing_once_more(api):
     assert [task for task, _ in await api.services.loras.registry.store.holds()] == [*ids]
 
 
+async def test_a_repeated_request_finds_its_task_though_its_lora_was_deleted(api):
+    lora = await api.lora("ink")
+    body = {"lora": [{"name": "ink"}], "idempotency_key": "k"}
+    first = await api.submit(**body)
+    await api.http.delete(f"{LORAS}/{lora['id']}")
+    assert await api.submit(**body) == first
+
+
 async def test_a_deleted_one_s_file_goes_when_the_task_that_named_it_has_ended(api):
     lora = await api.lora("ink")
     await api.submit(prompt="<lora:ink>")

@@ -156,6 +156,26 @@ async def test_other_times_begin_from_now(api):
     assert datetime.fromisoformat(moved["next_run_at"]) == next_at - timedelta(hours=9)
 
 
+async def test_the_same_key_again_finds_its_schedule(api):
+    body, headers = {"cron": "0 * * * *", "request": REQUEST}, {"Idempotency-Key": "k"}
+    first, again = [await api.http.post(PATH, json=body, headers=headers) for _ in range(2)]
+    assert again.json() == first.json()
+    other = body | {"request": REQUEST | {"prompt": "an owl"}}
+    answer = await api.http.post(PATH, json=other, headers=headers)
+    assert (answer.status_code, answer.headers["x-error-code"]) == (409, "idempotency_conflict")
+    assert len((await api.http.get(PATH)).json()["schedules"]) == 1
+    assert (await created(api))["id"] != first.json()["id"]
+
+
+async def test_changes_made_at_once_are_all_kept(api):
+    url = f"{PATH}/{(await created(api))['id']}"
+    changes = ({"name": "fox"}, {"cron": "0 0 1 1 *"}, {"timezone": "Asia/Tokyo"}, {"paused": True})
+    await asyncio.gather(*(api.http.patch(url, json=change) for change in changes))
+    found = (await api.http.get(url)).json()
+    kept = {name: found[name] for name in ("name", "cron", "timezone", "paused")}
+    assert kept == {name: value for change in changes for name, value in change.items()}
+
+
 async def test_a_deleted_one_never_runs_again_and_its_tasks_stay(api, make_due):
     schedule = await created(api)
     await make_due(api, schedule, HOUR)
@@ -265,9 +285,10 @@ async def test_schedules_are_bounded(open_api):
          "request.init_image"),
         ({"request": REQUEST | {"model": "none"}}, "request.model"),
         ({"request": REQUEST | {"translate": True}}, "request.translate"),
+        ({"request": REQUEST | {"styles": ["none"]}}, "request.styles"),
         ({"every": "day"}, "every"),
     ],
-    ids=[str(i) for i in range(10)],
+    ids=[str(i) for i in range(11)],
 )  # fmt: skip
 async def test_what_could_never_run_is_refused_at_once(api, body, place):
     answer = await api.http.post(PATH, json={"cron": "@daily", "request": REQUEST} | body)

@@ -113,6 +113,9 @@ async def test_the_key_comes_in_its_header_or_as_a_subprotocol_and_reaches_no_lo
     async with socket(host, task_id, subprotocols=protocols) as websocket:
         assert websocket.subprotocol == "daguerre"
         assert json.loads(await websocket.recv())["event"] == "status"
+    bearer = {"Authorization": "Bearer bob"}
+    async with socket(host, task_id, additional_headers=bearer) as websocket:
+        assert json.loads(await websocket.recv())["event"] == "status"
     headers = {"X-API-Key": "s3cret-of-ann"}
     for status, options in (
         (401, {}),

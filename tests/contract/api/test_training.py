@@ -103,14 +103,16 @@ async def test_a_form_with_files_captions_and_an_archive_becomes_a_task(api, png
 async def test_pictures_come_as_data_urls_or_as_those_that_were_drawn(api, png, data_url, tmp_path):
     drawn = await api.submit()
     await api.finish(await api.claim())
+    key = (await api.services.store.get(drawn)).outputs[0].key
     pictures = [
         {"image": data_url(png(size=(80, 64))), "caption": "a cat"}, {"image": f"{drawn}/0"},
+        {"image": f"{drawn}.0"}, {"image": key},
     ]  # fmt: skip
     answer = await api.http.post(LORAS, json={"name": "ink", "pictures": pictures})
     assert answer.status_code == 202, answer.text
     found = await archived(api, answer.json()["task_id"], tmp_path)
     assert [(Image.open(io.BytesIO(e.data)).size, e.caption) for e in found] == [
-        ((80, 64), "a cat"), ((64, 64), None)
+        ((80, 64), "a cat"), ((64, 64), None), ((64, 64), None), ((64, 64), None)
     ]  # fmt: skip
 
 
@@ -159,6 +161,13 @@ BAD = {
     "a picture of nobody": (
         body(pictures=[{"image": f"{uuid.UUID(int=0)}/0"}]),
         "pictures.0: there is no picture 00000000",
+    ),
+    "a file of nobody": (
+        body(pictures=[{"image": f"results/{uuid.UUID(int=0)}/1/0.png"}]),
+        "pictures.0: there is no picture results/00000000",
+    ),
+    "another's place in the store": (
+        body(pictures=[{"image": "loras/lora.safetensors"}]), "pictures.0 is not valid base64"
     ),
     "a scene without captions": (
         body(job={"kind": "scene"}), "pictures.0 has no caption, which kind scene needs"
@@ -252,6 +261,11 @@ async def test_another_owner_s_pictures_trainings_and_loras_are_not_there(
     )
     assert answer.status_code == 422
     assert f"pictures.0: there is no picture {task_id}/0" in message(answer)
+    drawn = (await keyed.http.post("/api/v1/generate", json={"prompt": "x"})).json()["task_id"]
+    await keyed.finish(await keyed.claim())
+    stolen = {"pictures": [{"image": (await keyed.services.store.get(drawn)).outputs[0].key}]}
+    answer = await keyed.http.post(LORAS, json=own | stolen, headers=BOB)
+    assert f"pictures.0: there is no picture results/{drawn}" in message(answer)
     task = f"/api/v1/tasks/{task_id}"
     for method, path in (("GET", task), ("DELETE", task), ("GET", f"{task}/events")):
         answer = await keyed.http.request(method, path, headers=BOB)
@@ -272,6 +286,19 @@ async def test_the_same_key_again_gives_the_same_task_and_keeps_one_archive(api,
     other = await training(api, ("a.png", png(size=(70, 70))), headers=headers)
     assert other.headers["x-error-code"] == "idempotency_conflict"
     assert len(list(folder.rglob("pictures.zip"))) == 1
+
+
+async def test_the_same_key_finds_its_task_even_once_its_lora_has_the_name(open_api, png):
+    api = await open_api(limits={"max_owned_loras": 1})
+    headers = {"Idempotency-Key": "order-17"}
+    first = await training(api, ("a.png", png()), headers=headers)
+    await api.lora("ink")  # as its end publishes it
+    again = await training(api, ("a.png", png()), headers=headers)
+    assert (again.status_code, again.json()["task_id"]) == (202, first.json()["task_id"])
+    other = await training(api, ("a.png", png()), headers=headers, name="pen")
+    assert other.headers["x-error-code"] == "idempotency_conflict"
+    fresh = await training(api, ("a.png", png()), headers={"Idempotency-Key": "order-18"})
+    assert fresh.headers["x-error-code"] == "name_taken"
 
 
 async def test_a_canceled_training_s_pictures_are_gone_and_so_are_an_expired_one_s(api, png, redis):

@@ -108,6 +108,18 @@ async def test_a_translated_task_is_drawn_from_the_translation_and_keeps_both(
     assert len(service.requests) == 2
 
 
+async def test_openai_s_clients_are_told_the_translation(open_api, service):
+    api = await open_api(translation=service.settings)
+    body = {"prompt": "猫", "negative_prompt": "丑", "translate": True, "response_format": "url"}
+    answering = asyncio.create_task(api.http.post("/v1/images/generations", json=body))
+    while not (await api.services.store.depth(api.settings.default_model)).queued:
+        assert not answering.done()
+        await asyncio.sleep(0.02)
+    await api.finish(await api.claim())
+    (image,) = (await answering).json()["data"]
+    assert image["revised_prompt"] == "a cat"
+
+
 async def test_prompts_of_a_second_pass_are_translated_too(open_api, service):
     api = await open_api(translation=service.settings)
     hires = {"width": 128, "height": 128, "strength": 0.5, "prompt": "猫", "negative_prompt": "丑"}
@@ -128,10 +140,21 @@ async def test_only_those_who_ask_for_it_are_translated(open_api, service):
     assert service.requests == []
 
 
+async def test_a_style_is_put_on_the_translation(open_api, service, tmp_path):
+    styles_file = tmp_path / "styles.csv"
+    styles_file.write_text("name,prompt,negative_prompt\nink,{prompt} in ink,blurry\n")
+    api = await open_api(translation=service.settings, styles_file=styles_file)
+    task = await api.task((await generated(api, styles=["ink"])).json()["task_id"])
+    assert (task["prompt"], task["original_prompt"]) == ("a cat in ink", "猫")
+    stored = (await api.services.store.get(task["task_id"])).input
+    assert stored["negative_prompt"] == "ugly, blurry"
+
+
 async def test_a_repeated_request_finds_its_task(open_api, service):
     api = await open_api(translation=service.settings)
     first, second = [await generated(api, idempotency_key="k") for _ in range(2)]
     assert first.json() == second.json()
+    assert len(service.requests) == 2, "one for each prompt of the first"
     other = await generated(api, idempotency_key="k", translate=False)
     assert other.headers["x-error-code"] == "idempotency_conflict"
 
@@ -154,6 +177,8 @@ async def test_where_there_is_no_translation_nothing_is_drawn(open_api, service,
 
 
 async def test_without_a_translator_asking_for_one_is_refused(api):
+    answer = await api.http.post("/v1/images/generations", json={"prompt": "猫", "translate": True})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "translate")
     answer = await generated(api)
     assert answer.status_code == 422
     assert answer.json()["detail"][0]["loc"] == ["body", "translate"]

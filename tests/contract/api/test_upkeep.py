@@ -3,6 +3,7 @@
 import asyncio
 import os
 import time
+import uuid
 
 import pytest
 
@@ -59,3 +60,26 @@ async def test_strays_go_by_age_and_what_a_task_may_still_need_stays(api, tmp_pa
     await Upkeep(api.services).sweep()
     left = {key for key in ages if await api.services.objects.exists(key)}
     assert left == {"inputs/needed", "results/a/1/0.png"}
+
+
+async def test_what_waits_for_a_removed_model_is_given_up_and_says_so(open_api, monkeypatch):
+    key_space = {"key_prefix": uuid.uuid4().hex}
+    before = await open_api(tasks=key_space, models={"kept": {}, "old": {}})
+    named = {model: await before.submit(model=model) for model in ("kept", "old")}
+    later = await before.submit(model="old", delay_s=3600)
+    after = await open_api(tasks=key_space, models={"kept": {}})
+    await before.services.store.announce("old", "worker", info={}, ttl_s=60)
+    for change in ("nothing", "old enough", "no worker"):
+        if change == "old enough":
+            monkeypatch.setattr(upkeep, "REMOVED_AFTER_S", 0.0)
+        if change == "no worker":
+            await before.services.store.withdraw("old", "worker")
+        await Upkeep(after.services).sweep()
+        task = await after.task(named["old"])
+        assert task["status"] == ("failed" if change == "no worker" else "pending"), change
+    assert task["error_message"] == "The task was given up: the model old is not served any more."
+    for task_id in (named["kept"], later):
+        assert (await after.task(task_id))["status"] == "pending"
+    answer = await after.http.post(f"/api/v1/tasks/{named['old']}/retry")
+    assert answer.status_code == 422
+    assert "model must be one of ['kept'], given 'old'" in answer.text

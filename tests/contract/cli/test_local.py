@@ -42,6 +42,13 @@ def test_local_pictures_follow_the_seed_and_tell_how_they_were_made() -> None:
     assert "drawing, 100 %" in result.stderr
 
 
+def test_a_local_picture_wears_its_styles() -> None:
+    assert generate("--style", "line drawing", "-o", "a.png").exit_code == 0
+    told = read_parameters(Path("a.png").read_bytes())
+    assert told is not None
+    assert told["prompt"] == "line drawing of a red hoodie, black ink on white paper"
+
+
 def test_a_local_picture_can_start_from_another() -> None:
     assert generate("-o", "a.png").exit_code == 0
     result = generate("--init-image", "a.png", "--strength", 1, "--format", "webp", "-o", "b")

@@ -41,10 +41,12 @@ def test_a_schedule_is_created_of_what_was_asked(run: Run, server: Any) -> None:
     result = run(
         *("schedules", "create", "0 9 * * 1-5", "a fox", "--timezone", "Europe/Paris"),
         *("--name", "fox", "--paused", "--steps", 3, "--lora", "ink:0.5", "--translate"),
+        *("--style", "watercolour", "--style", "portrait"),
     )
     assert (result.exit_code, result.stdout) == (0, "schedule-1\n"), result.output
     request = {"prompt": "a fox", "num_inference_steps": 3, "num_images": 1, "translate": True}
     request["lora"] = [{"name": "ink", "weight": 0.5}]
+    request["styles"] = ["watercolour", "portrait"]
     assert server.bodies == [
         {"cron": "0 9 * * 1-5", "timezone": "Europe/Paris", "name": "fox", "paused": True,
          "request": request}

@@ -150,8 +150,9 @@ def test_doctor_knows_its_own_server_from_a_stranger_on_the_port(server: Any) ->
         assert check.port("127.0.0.1", stranger.getsockname()[1]).state is State.BROKEN
 
 
-def test_doctor_tells_a_redis_that_is_away_without_its_password(port: int) -> None:
-    url = f"redis://user:hunter2@127.0.0.1:{port}/0"
+@pytest.mark.parametrize("way", ["user:hunter2@{}/0", "{}/0?password=hunter2"])
+def test_doctor_tells_a_redis_that_is_away_without_its_password(port: int, way: str) -> None:
+    url = f"redis://{way.format(f'127.0.0.1:{port}')}"
     found = check.store(Settings.model_validate({"redis_url": url}))
     assert found.state is State.BROKEN
     assert f"127.0.0.1:{port}" in found.detail

@@ -1,7 +1,5 @@
 """A worker of portraits and its queue: real stores, real faces, no Ray."""
 
-import asyncio
-import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -15,12 +13,11 @@ from deployments import portrait_run
 from deployments.portraits import Portraits
 from deployments.storage import open_store as open_objects
 from deployments.storage.store import ObjectStore
-from deployments.tasks.model import TERMINAL, Kind, NewTask, Task
+from deployments.tasks.model import Kind, NewTask, Task
 from deployments.tasks.portrait import (
     PORTRAIT_QUEUE,
     PortraitOrder,
     PortraitPerson,
-    portrait_prefix,
     upload_key,
 )
 from deployments.tasks.store import TaskStore
@@ -110,25 +107,6 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(portrait_run, "STAGES", tuple(map(told, STAGES)))
     return names
-
-
-async def ended(store: TaskStore, task: Task) -> Task:
-    async with asyncio.timeout(300):
-        while (now := await store.get(task.id)).status not in TERMINAL:
-            await asyncio.sleep(0.02)
-        return now
-
-
-async def until(condition: Callable[[], Any]) -> None:
-    async with asyncio.timeout(300):
-        while not condition():
-            await asyncio.sleep(0.01)
-
-
-def kept(settings: Settings, task: Task) -> list[str]:
-    """Names of what a task keeps for itself."""
-    folder = settings.data_dir / "objects" / portrait_prefix(task.id)
-    return [name for _, _, names in os.walk(folder) for name in names]
 
 
 async def picture(objects: ObjectStore, task: Task) -> np.ndarray:

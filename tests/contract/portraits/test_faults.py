@@ -8,7 +8,8 @@ from deployments.tasks.store import TaskStore
 from pipelines.errors import NonFiniteOutput
 from pipelines.portrait.job import PortraitJob
 from pipelines.portrait.stages import STAGES
-from tests.contract.portraits.conftest import Start, Submit, ended
+from tests.contract.portraits.conftest import Start, Submit
+from tests.support.tasks import ended
 
 
 async def test_a_portrait_that_cannot_be_made_fails_once_and_names_the_stage(

@@ -29,11 +29,9 @@ from tests.contract.portraits.conftest import (
     NAMES,
     Start,
     Submit,
-    ended,
-    kept,
     picture,
-    until,
 )
+from tests.support.tasks import ended, kept, until
 from tests.unit.pipelines.portrait.pictures import photo
 from tests.unit.pipelines.portrait.test_swapper import onnx
 

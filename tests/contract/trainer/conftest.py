@@ -5,7 +5,6 @@ An attempt runs in a thread, or in a process of its own where it is to be killed
 
 import asyncio
 import io
-import os
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,13 +21,12 @@ from deployments.lora_task import Attempt, Report, StepDone, run_attempt
 from deployments.loras.store import LoraStore
 from deployments.storage import open_store as open_objects
 from deployments.storage.store import ObjectStore
-from deployments.tasks.model import TERMINAL, Kind, NewTask, Task
+from deployments.tasks.model import Kind, NewTask, Task
 from deployments.tasks.store import TaskStore
 from deployments.tasks.training import (
     LORA_QUEUE,
     LoraOrder,
     pictures_key,
-    training_prefix,
 )
 from deployments.trainer import Trainer
 from tests.unit.pipelines import conftest as checkpoints
@@ -157,22 +155,3 @@ def train(store: TaskStore, objects: ObjectStore, tmp_path: Path) -> Train:
         return task
 
     return submit
-
-
-async def ended(store: TaskStore, task: Task) -> Task:
-    async with asyncio.timeout(300):
-        while (now := await store.get(task.id)).status not in TERMINAL:
-            await asyncio.sleep(0.02)
-        return now
-
-
-async def until(condition: Callable[[], Any]) -> None:
-    async with asyncio.timeout(300):
-        while not condition():
-            await asyncio.sleep(0.01)
-
-
-def kept(settings: Settings, task: Task) -> list[str]:
-    """Names of what a task keeps for itself."""
-    folder = settings.data_dir / "objects" / training_prefix(task.id)
-    return [name for _, _, names in os.walk(folder) for name in names]

@@ -28,16 +28,8 @@ from deployments.tasks.training import (
     pictures_key,
 )
 from pipelines.components import Components
-from tests.contract.trainer.conftest import (
-    ENDLESS,
-    InThread,
-    Start,
-    Train,
-    ended,
-    kept,
-    png,
-    until,
-)
+from tests.contract.trainer.conftest import ENDLESS, InThread, Start, Train, png
+from tests.support.tasks import ended, kept, until
 from tests.unit.pipelines.lora.layouts import copied
 from training.lora.source import read_archive, write_archive
 

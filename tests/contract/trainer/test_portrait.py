@@ -13,7 +13,8 @@ from deployments.tasks.training import Curve
 from pipelines.images import decode_image
 from pipelines.portrait.faces import FaceReader
 from pipelines.portrait.portrait import read_subject
-from tests.contract.trainer.conftest import Start, Train, ended
+from tests.contract.trainer.conftest import Start, Train
+from tests.support.tasks import ended
 from tests.unit.pipelines.portrait.pictures import photo, photo_file
 from tests.unit.training.lora.conftest import png
 from training.lora.source import Example

@@ -25,15 +25,8 @@ from deployments.tasks.training import (
     curve_key,
     training_prefix,
 )
-from tests.contract.trainer.conftest import (
-    ENDLESS,
-    InThread,
-    Start,
-    Train,
-    ended,
-    kept,
-    until,
-)
+from tests.contract.trainer.conftest import ENDLESS, InThread, Start, Train
+from tests.support.tasks import ended, kept, until
 
 IN_PROCESS = """
 import pickle, sys, time

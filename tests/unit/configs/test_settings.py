@@ -109,6 +109,8 @@ def test_a_refused_secret_is_not_in_the_error(wrong: dict[str, object]) -> None:
         ({"tasks": {"lease_s": 1, "heartbeat_s": 0.6}}, "tasks.heartbeat_s is 0.6"),
         ({"portraits": {"upscaler": "ESRGAN"}}, "none of R-ESRGAN 4x+, R-ESRGAN 4x+ Anime6B"),
         ({"limits": {"max_steps": 20}}, "models.embedded: num_inference_steps is 25"),
+        ({"models": {"a": {}, "b": {"aliases": ["a", "c"]}}}, "models: a would mean more than one"),
+        ({"models": {"a": {"aliases": ["c"]}, "b": {"aliases": ["c"]}}}, "models: c would mean"),
         ({"models": {"a": {"width": 4096}}}, "models.a: width is 4096"),
         ({"models": {"a": {"width": 2048, "height": 2048}}}, "limits.max_pixels"),
     ],

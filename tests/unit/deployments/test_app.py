@@ -84,8 +84,24 @@ def test_each_model_is_a_deployment_with_its_own_queue_and_an_outer_store_needs_
     scaling = deployments["Generator-sd15"]._deployment_config.autoscaling_config
     assert (scaling.min_replicas, scaling.max_replicas) == (1, 4)
     assert scaling.policy.policy_kwargs["queue"] == "sd15"
-    assert "secret" not in str(scaling.policy.policy_kwargs), "they are shown on the dashboard"
     assert deployments["Generator-sdxl"]._deployment_config.autoscaling_config.min_replicas == 0
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://:secret@redis:6379/0", False),
+        ("redis://redis:6379/0?password=secret", False),
+        ("unix:///run/redis.sock?db=0&password=secret", False),
+        ("rediss://redis:6379?ssl_password=secret", False),
+        ("redis://redis:6379/0?health_check_interval=5", True),
+    ],
+)
+def test_no_password_of_the_store_is_among_what_the_dashboard_shows(url: str, shown: bool) -> None:
+    deployments = bound(build_app(Settings(redis_url=SecretStr(url))))
+    for name in ("Generator-embedded", "Portraits"):
+        given = deployments[name]._deployment_config.autoscaling_config.policy.policy_kwargs
+        assert given["redis_url"] == (url if shown else None)
 
 
 def test_the_trainer_takes_no_processor_and_is_left_out_where_training_is_off() -> None:

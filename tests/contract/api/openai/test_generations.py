@@ -1,5 +1,6 @@
 """POST /v1/images/generations: OpenAI's words over the native tasks."""
 
+import asyncio
 import base64
 import io
 import time
@@ -189,6 +190,22 @@ async def test_a_model_that_is_not_there_is_404(api, refused):
     assert (error["code"], error["param"]) == ("model_not_found", "model")
     error = refused(await api.http.get("/v1/models/dall-e-9"), 404)
     assert error["code"] == "model_not_found"
+
+
+async def test_a_name_that_clients_insist_on_means_the_model_that_has_it(open_api):
+    models = {"first": {}, "second": {"aliases": ["gpt-image-1", "dall-e-2"]}}
+    api = await open_api(models=models)
+    assert (await api.http.get("/v1/models/gpt-image-1")).json()["id"] == "gpt-image-1"
+    drawing = asyncio.create_task(
+        api.http.post("/v1/images/generations", json={"prompt": "x", "model": "dall-e-2"})
+    )
+    async with asyncio.timeout(20):
+        while not (await api.services.store.depth("second")).queued:
+            await asyncio.sleep(0.02)
+    (task,) = (await api.http.get("/api/v1/tasks")).json()["tasks"]
+    assert task["model"] == "second"
+    await api.http.delete(f"/api/v1/tasks/{task['task_id']}")
+    assert (await drawing).json()["error"]["code"] == "task_canceled"
 
 
 async def test_models_are_the_configured_ones_with_the_default_first(open_api):

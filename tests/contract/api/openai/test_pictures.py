@@ -96,6 +96,19 @@ async def test_a_variation_needs_no_prompt(api, draw_form):
     assert all(item["url"].startswith("http://localhost") for item in answer.json()["data"])
 
 
+@pytest.mark.parametrize("size", [None, "128x128"])
+async def test_a_variation_of_a_picture_with_holes_varies_all_of_it(api, draw_form, size):
+    fields = {"size": size} if size else {}
+    answer = await draw_form(api, "variations", {"image": file_of(hole(photo()))}, **fields)
+    assert (await order_of(api, answer))["mask_image_key"] is None
+
+
+async def test_a_variation_takes_no_mask(api, refused):
+    files = {"image": SMALL, "mask": file_of(hole(photo(64, 64)))}
+    error = refused(await api.http.post(VARIATIONS, files=files))
+    assert (error["param"], error["code"]) == ("mask", "unknown_parameter")
+
+
 @pytest.mark.parametrize(
     "fields",
     [
@@ -131,7 +144,8 @@ SMALL = file_of(photo(64, 64))
         ([("image", SMALL), ("mask", b"no picture")], {}, "mask", "invalid_value"),
         ([("image", b"no picture")], {}, "image", "invalid_value"),
         ([("image", file_of(photo(32, 32)))], {}, "image", "invalid_value"),
-        ([("image", SMALL), ("markup", SMALL)], {}, "markup", "unknown_parameter"),
+        ([("image", SMALL), ("markup", SMALL)], {}, "markup", "unsupported_parameter"),
+        ([("image", SMALL), ("other", SMALL)], {}, "other", "unknown_parameter"),
         ([("image", SMALL)], {"size": "100x100"}, "size", "invalid_value"),
         ([("image", SMALL)], {"size": "8x8"}, "size", "invalid_value"),
         ([("image", SMALL)], {"size": "90000x8"}, "size", "invalid_value"),
@@ -145,7 +159,12 @@ SMALL = file_of(photo(64, 64))
             "invalid_value",
         ),
         ([("image", SMALL)], {"input_fidelity": "high"}, "input_fidelity", "unsupported_value"),
-        ([("image", SMALL)], {"svg[model]": "x"}, "svg[model]", "unknown_parameter"),
+        (
+            [("image", SMALL)],
+            {"svg[model]": "x", "svg[reasoning][effort]": "low"},
+            "svg",
+            "unsupported_parameter",
+        ),
         ([("image", SMALL)], {"moderation": "low"}, "moderation", "unknown_parameter"),
     ],
 )

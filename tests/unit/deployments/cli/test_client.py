@@ -129,18 +129,29 @@ def test_a_queue_that_stays_full_is_reported_in_the_end(clock: Clock) -> None:
     assert clock.now <= PATIENCE_S
 
 
+def test_a_key_beyond_ascii_is_sent_as_utf_8(clock: Clock) -> None:
+    def handler(request: httpx.Request) -> httpx.Response:
+        raw = dict(request.headers.raw)
+        assert raw[b"X-API-Key"] == "clé".encode()
+        return httpx.Response(200, json=PENDING)
+
+    with client_of(handler, clock, key="clé") as client:
+        client.task("t1")
+
+
 def test_the_api_key_goes_to_the_api_and_never_along_with_a_download(clock: Clock) -> None:
-    keys: dict[str, str | None] = {}
+    keys: dict[str, list[str | None]] = {}
 
     def handler(request: httpx.Request) -> httpx.Response:
-        keys[request.url.host] = request.headers.get("x-api-key")
+        told = [request.headers.get(name) for name in ("x-api-key", "authorization")]
+        keys[request.url.host] = told
         if request.url.host == "server":
             return httpx.Response(200, json=DONE)
         return httpx.Response(200, content=b"picture")
 
     with client_of(handler, clock, key="secret") as client:
         assert client.download(client.task("t1").urls[0]) == b"picture"
-    assert keys == {"server": "secret", "store": None}
+    assert keys == {"server": ["secret", "Bearer secret"], "store": [None, None]}
 
 
 def test_a_result_address_without_a_host_is_the_servers_own(clock: Clock) -> None:

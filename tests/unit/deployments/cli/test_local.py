@@ -19,6 +19,7 @@ FIELDS = {"prompt": "x", "num_images": 1, "output_format": "png"}
         ({"scheduler": "NoScheduler"}, "scheduler"),
         ({"guidance_scale": float("nan")}, "guidance_scale"),
         ({"model": "other"}, "other"),
+        ({"styles": ["oil"]}, "styles"),
     ],
 )
 def test_a_bad_request_is_refused_before_the_model_is_loaded(

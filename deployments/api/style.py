@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipelines.errors import InvalidRequest
 from pipelines.webui.style import merge_styles
 
 
@@ -35,6 +36,17 @@ def _read(path: Path, changed_ns: int) -> dict[str, Style]:
         for row in rows
     )
     return {style.name: style for style in styles}
+
+
+def named_styles(names: Sequence[str], path: Path) -> list[Style]:
+    """Raises InvalidRequest for a name that the file has not."""
+    known = read_styles(path)
+    for name in names:
+        if name not in known:
+            raise InvalidRequest(
+                "styles", f"styles must be of {', '.join(known) or 'none'}, given {name[:80]!r}"
+            )
+    return [known[name] for name in names]
 
 
 def styled(prompts: tuple[str, str], styles: Iterable[Style]) -> tuple[str, str]:
