@@ -14,6 +14,7 @@ from pipelines.diffusion.deep_cache import reusing_forward
 from pipelines.diffusion.state import ImageState, non_finite
 from pipelines.diffusion.tiling import tiled
 from pipelines.ip_adapter.attention import RowImages, image_prompts
+from pipelines.lane import deal, in_lanes
 from pipelines.lora.bank import LoraBank
 from pipelines.prompt import PromptEmbeds
 from pipelines.sampler_table import SamplerState, advance_rows
@@ -27,23 +28,31 @@ class Row(NamedTuple):
     images: RowImages
 
 
-def denoise(parts: Components, bank: LoraBank, states: Sequence[ImageState]) -> list[torch.Tensor]:
+def denoise(
+    parts: Components, bank: LoraBank, states: Sequence[ImageState], lanes: int = 1
+) -> list[torch.Tensor]:
     """The guided noise prediction of each state, 1 x C x H x W.
 
     All states share one batch key; full and shallow ones have a forward each. A state whose
-    prediction is not finite gets its `error`.
+    prediction is not finite gets its `error`. More `lanes` than one only where all have them.
     """
     predicted: dict[int, torch.Tensor] = {}
     for shallow in (False, True):
         alike = [i for i, state in enumerate(states) if state.shallow is shallow]
         if alike:
-            noise_preds = _denoise_alike(parts, bank, [states[i] for i in alike])
+            noise_preds = _denoise_alike(parts, bank, [states[i] for i in alike], lanes)
             predicted |= zip(alike, noise_preds, strict=True)
     return [predicted[i] for i in range(len(states))]
 
 
+def has_lanes(state: ImageState) -> bool:
+    """Whether its rows can be in different lanes: what it needs of the UNet is each row's own."""
+    whole = state.request.deep_cache > 1 or state.images or state.negative_images
+    return not whole
+
+
 def _denoise_alike(
-    parts: Components, bank: LoraBank, states: Sequence[ImageState]
+    parts: Components, bank: LoraBank, states: Sequence[ImageState], lanes: int
 ) -> list[torch.Tensor]:
     order = sorted(range(len(states)), key=lambda i: not states[i].guided)
     ordered = [states[i] for i in order]
@@ -64,12 +73,15 @@ def _denoise_alike(
     times = torch.tensor(steps, dtype=torch.float32, device=parts.device)
     conditions = _conditions(rows)
     conditions |= _residuals(rows, sample, times, conditions)
+    dealt = deal(len(rows), lanes)
     with (
-        bank.rows("unet", [row.state.loras for row in rows]),
+        bank.rows("unet", [row.state.loras for row in rows], dealt),
         image_prompts([row.images for row in rows]),
         tiled(parts.unet, states[0].request.tiling),
     ):
-        noise = reusing_forward(parts.unet, ordered, sample, times, **conditions)[:count]
+        noise = reusing_forward(in_lanes(parts.unet, dealt), ordered, sample, times, **conditions)[
+            :count
+        ]
     uncond, cond = noise[:pairs], _joined(ordered, noise[:pairs], noise[pairs:])
     predicted = torch.cat([_guide(ordered[:pairs], uncond, cond[:pairs]), cond[pairs:]])
     finite = torch.isfinite(predicted).flatten(1).all(1).tolist()

@@ -73,19 +73,20 @@ class Forward:
         return noise_preds
 
     def _denoised(self, key: BatchKey, states: Sequence[ImageState]) -> list[torch.Tensor]:
-        """On a CPU with as many threads as are the fastest for so many rows."""
+        """On a CPU spread over its threads in the fastest way for so many rows."""
         if self._device.type != "cpu":
             return self._diffusion.denoise(states)
         rows = sum(state.rows for state in states)
-        best = self.threads.best(key, rows)
-        torch.set_num_threads(best)
+        lanes = self._diffusion.has_lanes(states)
+        best = self.threads.best(key, rows, lanes=lanes)
+        torch.set_num_threads(best.threads)
         try:
             started_at = time.perf_counter()
-            noise_preds = self._diffusion.denoise(states)
+            noise_preds = self._diffusion.denoise(states, lanes=best.lanes)
             seconds = time.perf_counter() - started_at
             # steps of different depth take different times whatever the threads
             if all(state.request.deep_cache == 1 for state in states):
-                self.threads.record(key, rows, best, seconds)
+                self.threads.record(key, rows, best, seconds, lanes=lanes)
         finally:
             torch.set_num_threads(self.threads.most)
         return noise_preds
