@@ -14,6 +14,7 @@ from pipelines.diffusion.deep_cache import keep_features, reusing_forward
 from pipelines.diffusion.state import ImageState, non_finite
 from pipelines.diffusion.tiling import tiled
 from pipelines.ip_adapter.attention import RowImages, image_prompts
+from pipelines.lane import deal, in_lanes
 from pipelines.lora.bank import LoraBank
 from pipelines.prompt import PromptEmbeds
 from pipelines.sampler_table import SamplerState, advance_rows
@@ -30,12 +31,18 @@ class Row(NamedTuple):
 
 
 def denoise(
-    parts: Components, bank: LoraBank, states: Sequence[ImageState], most_rows: int | None = None
+    parts: Components,
+    bank: LoraBank,
+    states: Sequence[ImageState],
+    *,
+    most_rows: int | None = None,
+    lanes: int = 1,
 ) -> list[torch.Tensor]:
     """The guided noise prediction of each state, 1 x C x H x W.
 
     All states share one batch key; full and shallow ones have a forward each, and more where they
-    have more than `most_rows`. A state whose prediction is not finite gets its `error`.
+    have more than `most_rows`. A state whose prediction is not finite gets its `error`. More
+    `lanes` than one only where all states have them.
     """
     # told apart first: a full forward gives a state features, and it must not run again with them
     kinds: tuple[list[int], list[int]] = ([], [])
@@ -43,13 +50,23 @@ def denoise(
         kinds[state.shallow].append(i)
     predicted: dict[int, torch.Tensor] = {}
     for alike in filter(None, kinds):
-        noise_preds = _denoise_alike(parts, bank, [states[i] for i in alike], most_rows)
+        noise_preds = _denoise_alike(parts, bank, [states[i] for i in alike], most_rows, lanes)
         predicted |= zip(alike, noise_preds, strict=True)
     return [predicted[i] for i in range(len(states))]
 
 
+def has_lanes(state: ImageState) -> bool:
+    """Whether its rows can be in different lanes: what it needs of the UNet is each row's own."""
+    whole = state.request.deep_cache > 1 or state.images or state.negative_images
+    return not whole
+
+
 def _denoise_alike(
-    parts: Components, bank: LoraBank, states: Sequence[ImageState], most_rows: int | None
+    parts: Components,
+    bank: LoraBank,
+    states: Sequence[ImageState],
+    most_rows: int | None,
+    lanes: int,
 ) -> list[torch.Tensor]:
     order = sorted(range(len(states)), key=lambda i: not states[i].guided)
     ordered = [states[i] for i in order]
@@ -67,7 +84,7 @@ def _denoise_alike(
     ]
     size = most_rows or len(rows)
     chunks = [rows[start : start + size] for start in range(0, len(rows), size)]
-    forwards = [_forward(parts, bank, chunk) for chunk in chunks]
+    forwards = [_forward(parts, bank, chunk, lanes) for chunk in chunks]
     noise = torch.cat([output for output, _ in forwards])
     keep_features([row.state for row in rows], [row for _, deep in forwards for row in deep])
     uncond, cond = noise[:pairs], _joined(ordered, noise[:pairs], noise[pairs:])
@@ -82,7 +99,7 @@ def _denoise_alike(
 
 
 def _forward(
-    parts: Components, bank: LoraBank, rows: Sequence[Row]
+    parts: Components, bank: LoraBank, rows: Sequence[Row], lanes: int
 ) -> tuple[torch.Tensor, Sequence[torch.Tensor | None]]:
     """The output of one forward, and deep features where a state will reuse some; both by row."""
     count = len(rows)
@@ -96,12 +113,14 @@ def _forward(
     conditions = _conditions(rows)
     conditions |= _residuals(rows, sample, times, conditions)
     places = [(row.state, row.place) for row in rows]
+    dealt = deal(len(rows), lanes)
     with (
-        bank.rows("unet", [row.state.loras for row in rows]),
+        bank.rows("unet", [row.state.loras for row in rows], dealt),
         image_prompts([row.images for row in rows]),
         tiled(parts.unet, rows[0].state.request.tiling),
     ):
-        output, deep = reusing_forward(parts.unet, places, sample, times, **conditions)
+        unet = in_lanes(parts.unet, dealt)
+        output, deep = reusing_forward(unet, places, sample, times, **conditions)
     return output[:count], [None] * count if deep is None else deep[:count].unbind()
 
 

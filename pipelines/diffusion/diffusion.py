@@ -14,7 +14,7 @@ import torch
 from pipelines.components import Components
 from pipelines.diffusion.attach import attach
 from pipelines.diffusion.decode import decode, preview
-from pipelines.diffusion.denoise import advance, denoise
+from pipelines.diffusion.denoise import advance, denoise, has_lanes
 from pipelines.diffusion.latents import MomentsCache, vae_batch
 from pipelines.diffusion.prepare import prepare
 from pipelines.diffusion.state import ImageState
@@ -75,14 +75,20 @@ class Diffusion:
         return states
 
     def denoise(
-        self, states: Sequence[ImageState], most_rows: int | None = None
+        self, states: Sequence[ImageState], *, most_rows: int | None = None, lanes: int = 1
     ) -> list[torch.Tensor]:
         """One UNet forward over all rows: the guided noise prediction of each, 1 x C x H x W.
 
         All states share one batch key. A state whose prediction is not finite gets its `error`.
-        More than `most_rows` are several forwards.
+        More than `most_rows` are several forwards; more `lanes` than one only where the states have
+        some.
         """
-        return denoise(self.components, self._loader.loras, states, most_rows)
+        bank = self._loader.loras
+        return denoise(self.components, bank, states, most_rows=most_rows, lanes=lanes)
+
+    def has_lanes(self, states: Sequence[ImageState]) -> bool:
+        """Whether `denoise` can compute the rows of these side by side."""
+        return not self.components.compiled and all(map(has_lanes, states))
 
     def advance(self, states: Sequence[ImageState], noise_preds: Sequence[torch.Tensor]) -> None:
         """Moves each state one sampler step on. One that fails gets its `error`, others go on."""

@@ -80,18 +80,19 @@ class Forward:
     def _denoised(
         self, key: BatchKey, states: Sequence[ImageState], most_rows: int
     ) -> list[torch.Tensor]:
-        """On a CPU with as many threads as are the fastest for so many rows."""
+        """On a CPU spread over its threads in the fastest way for so many rows."""
         if self._device.type != "cpu":
-            return self._diffusion.denoise(states, most_rows)
+            return self._diffusion.denoise(states, most_rows=most_rows)
         rows = sum(state.rows for state in states)
-        best = self.threads.best(key, rows)
-        torch.set_num_threads(best)
+        lanes = self._diffusion.has_lanes(states)
+        best = self.threads.best(key, rows, lanes=lanes)
+        torch.set_num_threads(best.threads)
         try:
             started_at = time.perf_counter()
-            noise_preds = self._diffusion.denoise(states, most_rows)
+            noise_preds = self._diffusion.denoise(states, most_rows=most_rows, lanes=best.lanes)
             seconds = time.perf_counter() - started_at
             if _without_reuse(states):
-                self.threads.record(key, rows, best, seconds)
+                self.threads.record(key, rows, best, seconds, lanes=lanes)
         finally:
             torch.set_num_threads(self.threads.most)
         return noise_preds

@@ -8,7 +8,7 @@ any number of different adapters.
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -17,6 +17,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from pipelines.components import Components
+from pipelines.lane import ByLane
 from pipelines.lora.adapter import Adapter
 from pipelines.lora.factors import Factors
 from pipelines.lora.keys import lora_layers
@@ -25,8 +26,10 @@ from pipelines.lora.layers import Group, bank, in_compiled_block, set_groups
 RowLoras = tuple[tuple[str, float], ...]
 """The adapters of one row: (id, weight) each."""
 Part = Literal["unet", "text_encoder"]
-Plan = dict[str, tuple[Group, ...]]
-"""The groups of each layer, by path."""
+Groups = dict[str, tuple[Group, ...]]
+"""Of each layer, by path."""
+Plan = Mapping[str, Iterable[Group]]
+"""The same, as a layer asks for it in whatever lane."""
 KEPT_PLANS = 2
 """Compositions kept gathered: batches of several sizes take turns."""
 
@@ -59,7 +62,9 @@ class LoraBank:
         self._layers = lora_layers(components)
         self._slots: OrderedDict[str, _Slot] = OrderedDict()
         """By id of the adapter, the least recently used first."""
-        self._plans: OrderedDict[tuple[Part, tuple[RowLoras, ...]], Plan] = OrderedDict()
+        self._plans: OrderedDict[tuple[Part, tuple[tuple[RowLoras, ...], ...]], Plan] = (
+            OrderedDict()
+        )
 
     @property
     def resident(self) -> tuple[str, ...]:
@@ -103,12 +108,16 @@ class LoraBank:
     # --- one forward -----------------------------------------------------------------------
 
     @contextmanager
-    def rows(self, part: Part, rows: Sequence[RowLoras]) -> Iterator[None]:
+    def rows(
+        self, part: Part, rows: Sequence[RowLoras], lanes: Sequence[slice] = (slice(None),)
+    ) -> Iterator[None]:
         """Within it, each row of a forward of the UNet, or of all text encoders, wears its own.
 
-        The adapters must be held. A row that wears several adds all of them up.
+        The adapters must be held. A row that wears several adds all of them up. `lanes` are those
+        that the forward's rows are dealt to.
         """
-        plan = self._plan(part, tuple(rows)) if any(rows) else {}
+        dealt = tuple(tuple(rows[lane]) for lane in lanes)
+        plan = self._plan(part, dealt) if any(rows) else {}
         for path, groups in plan.items():
             set_groups(self._layers[path], groups)
         try:
@@ -117,16 +126,16 @@ class LoraBank:
             for path in plan:
                 set_groups(self._layers[path], ())
 
-    def _plan(self, part: Part, rows: tuple[RowLoras, ...]) -> Plan:
-        key = (part, rows)
+    def _plan(self, part: Part, dealt: tuple[tuple[RowLoras, ...], ...]) -> Plan:
+        key = (part, dealt)
         if key not in self._plans:
-            self._plans[key] = self._gather(part, rows)
+            self._plans[key] = _by_lane([self._gather(part, rows) for rows in dealt])
             if len(self._plans) > KEPT_PLANS:
                 self._plans.popitem(last=False)
         self._plans.move_to_end(key)
         return self._plans[key]
 
-    def _gather(self, part: Part, rows: tuple[RowLoras, ...]) -> Plan:
+    def _gather(self, part: Part, rows: tuple[RowLoras, ...]) -> Groups:
         layers: dict[str, dict[int, list[_Row]]] = defaultdict(lambda: defaultdict(list))
         for number, loras in enumerate(rows):
             for path, worn in self._worn(part, loras).items():
@@ -140,7 +149,7 @@ class LoraBank:
             plan |= self._static(plan, len(rows))
         return plan
 
-    def _static(self, plan: Plan, rows: int) -> Plan:
+    def _static(self, plan: Groups, rows: int) -> Groups:
         """Groups of compiled layers, of shapes that no change of adapters changes.
 
         Each has one, of all rows and a rank that is a bucket's: zeros where nothing is worn.
@@ -185,6 +194,13 @@ class LoraBank:
         if last - first != len(numbers) - 1:
             rows = torch.tensor(numbers, device=down.device)
         return Group(rows, down, up, _gains(members))
+
+
+def _by_lane(plans: Sequence[Groups]) -> Plan:
+    if len(plans) == 1:
+        return plans[0]
+    paths = {path for plan in plans for path in plan}
+    return {path: ByLane([plan.get(path, ()) for plan in plans]) for path in paths}
 
 
 def _row(number: int, worn: list[tuple[Factors, float]]) -> _Row:

@@ -6,6 +6,7 @@ and its place in the model.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -27,7 +28,7 @@ class Group(NamedTuple):
 
 
 class BankedLinear(nn.Linear):
-    lora_groups: tuple[Group, ...] = ()
+    lora_groups: Iterable[Group] = ()
     """For the forward at hand."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002
@@ -40,7 +41,7 @@ class BankedLinear(nn.Linear):
 
 
 class BankedConv2d(nn.Conv2d):
-    lora_groups: tuple[Group, ...] = ()
+    lora_groups: Iterable[Group] = ()
     """For the forward at hand."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002
@@ -101,7 +102,7 @@ def in_compiled_block(path: str) -> bool:
     return path.startswith("unet.") and ".transformer_blocks." in path
 
 
-def set_groups(layer: nn.Module, groups: tuple[Group, ...]) -> None:
+def set_groups(layer: nn.Module, groups: Iterable[Group]) -> None:
     """The adapters of the next forwards; () for none."""
     # past nn.Module.__setattr__, which looks every value over: there are hundreds of layers a step
     object.__setattr__(layer, "lora_groups", groups)

@@ -154,7 +154,7 @@ def draw() -> Callable[..., list[Picture]]:
     """The pictures of requests that begin together."""
 
     @torch.inference_mode()
-    def run(components: Components, *requests: ImageRequest) -> list[Picture]:
+    def run(components: Components, *requests: ImageRequest, lanes: int = 1) -> list[Picture]:
         loader = Loader(components)
         for request in requests:
             if brings_files(request):
@@ -168,7 +168,7 @@ def draw() -> Callable[..., list[Picture]]:
         diffusion = Diffusion(components, loader)
         states = diffusion.prepare(requests)
         while running := [state for state in states if not state.done]:
-            diffusion.advance(running, diffusion.denoise(running))
+            diffusion.advance(running, diffusion.denoise(running, lanes=lanes))
             assert [state.error for state in running] == [None] * len(running)
         return diffusion.decode(states)
 

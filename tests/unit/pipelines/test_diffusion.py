@@ -150,14 +150,15 @@ def test_only_advance_moves_a_step_index(sd: Components, make_request: MakeReque
     assert [state.step_index for state in states] == [1, 1]
 
 
+@pytest.mark.parametrize("lanes", [1, 2, 5])
 @torch.inference_mode()
 def test_noise_predictions_come_in_the_order_of_the_states(
-    components: Components, make_request: MakeRequest
+    components: Components, make_request: MakeRequest, lanes: int
 ) -> None:
     diffusion = Diffusion(components)
     requests = [make_request(seed=i, guidance_scale=g) for i, g in enumerate((1.0, 5.0, 0.0, 3.0))]
     states = diffusion.prepare(requests)
-    together = diffusion.denoise(states)
+    together = diffusion.denoise(states, lanes=lanes)
     for state, noise_pred in zip(states, together, strict=True):
         (alone,) = diffusion.denoise([state])
         torch.testing.assert_close(noise_pred, alone, rtol=1e-4, atol=1e-4)

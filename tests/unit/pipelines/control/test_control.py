@@ -143,6 +143,7 @@ def test_two_controls_of_different_intervals_are_those_of_plain_diffusers(
         assert apart(plain_picture(components, folder, request, controls=(left,)), picture) > 10
 
 
+@pytest.mark.parametrize("lanes", [1, 3])
 def test_a_batch_of_rows_with_other_controls_and_none_does_not_mix_them(
     components: Components,
     folder: Path,
@@ -150,6 +151,7 @@ def test_a_batch_of_rows_with_other_controls_and_none_does_not_mix_them(
     make_request: MakeRequest,
     init_image: MakeImage,
     draw: Draw,
+    lanes: int,
 ) -> None:
     one, two = (control(components, seed) for seed in (1, 2))
     cat, dog = init_image(seed=3), init_image(seed=4)
@@ -162,7 +164,7 @@ def test_a_batch_of_rows_with_other_controls_and_none_does_not_mix_them(
         make_request(seed=1, controls=(ControlUse(one, dog),), guidance_scale=1.0),
         make_request(seed=1, controls=(ControlUse(one, cat), ControlUse(one, dog, 0.5))),
     ]
-    pictures = draw(components, *requests)
+    pictures = draw(components, *requests, lanes=lanes)
     for request, picture in zip(requests, pictures, strict=True):
         assert apart(picture, plain_picture(components, folder, request)) <= 1
     assert all(apart(a, b) > 10 for a, b in itertools.combinations(pictures, 2))

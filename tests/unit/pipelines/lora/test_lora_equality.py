@@ -16,6 +16,7 @@ from torch import nn
 from pipelines.components import Components
 from pipelines.engine.engine import Engine, Outcome
 from pipelines.engine.request import ImageRequest, ImageResult, LoraUse, Picture
+from pipelines.lane import deal, in_lanes
 from pipelines.lora.adapter import bind
 from pipelines.lora.bank import LoraBank, RowLoras
 from pipelines.lora.formats import read_lora
@@ -99,8 +100,9 @@ def test_a_file_of_any_layout_gives_the_unet_output_of_diffusers(
     assert apart(got, expected) < 1e-5
 
 
+@pytest.mark.parametrize("lanes", [1, 3])
 def test_eight_rows_of_eight_adapters_do_not_touch_each_other(
-    fresh: Components, save: Save, wearing: Wearing
+    fresh: Components, save: Save, wearing: Wearing, lanes: int
 ) -> None:
     bank, inputs = LoraBank(fresh, slots=8), conditions(fresh, 8)
     kinds = [
@@ -115,8 +117,9 @@ def test_eight_rows_of_eight_adapters_do_not_touch_each_other(
         paths.append(save(peft_layout(lora), f"lora{i}"))
     adapters = [held(bank, path, fresh) for path in paths]
     rows = [((adapter, weight),) for adapter, weight in zip(adapters, weights, strict=True)]
-    with bank.rows("unet", rows):
-        together = noise(fresh.unet, inputs)
+    dealt = deal(8, lanes)
+    with bank.rows("unet", rows, dealt):
+        together = noise(in_lanes(fresh.unet, dealt), inputs)
     for i in range(8):
         one = slice(i, i + 1)
         expected = noise(wearing(fresh, [(paths[i], weights[i])]).unet, inputs, one)
