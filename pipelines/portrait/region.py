@@ -84,7 +84,8 @@ def around_eyes(mesh: Points, shape: tuple[int, int]) -> Mask:
     """Where glasses sit, without lids, brows and the oval's edge."""
     width, both = face_width(mesh), eyes(mesh, shape)
     free = np.maximum(dilate(both, 0.05 * width), dilate(brows(mesh, shape), 0.03 * width))
-    return dilate(both, 0.2 * width) * (1 - free) * erode(oval(mesh, shape), 0.03 * width)
+    around: Mask = dilate(both, 0.2 * width) * (1 - free) * erode(oval(mesh, shape), 0.03 * width)
+    return around
 
 
 def lips(mesh: Points, shape: tuple[int, int]) -> Mask:
