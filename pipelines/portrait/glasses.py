@@ -8,9 +8,10 @@ import numpy as np
 from pipelines.portrait import blend, colour, region
 from pipelines.portrait.array import Colours, Mask, Points
 
-_SHARP = 18.0
-"""Change of Lab's L across a hundredth of the face's width. A tenth of what is around eyes has 20
-and more where there are glasses (12 of 12 faces); without, at most 17 (33 faces)."""
+_SHARP = 19.5
+"""Change of Lab's L across a hundredth of the face's width. A tenth of what is around eyes has more
+where there are glasses (20 to 76 of 12 faces), and less without (at most 19 of 35). Wrongly found
+glasses cost a portrait about 0.03 of its likeness."""
 _NO_SKIN, _SKIN = 0.3, 0.6
 """Likeness to skin, below which something lies over it, and from which on nothing does."""
 _THICK = 0.015
