@@ -1,5 +1,6 @@
 """Unit tests compute: they open no socket and start no Ray."""
 
+import gc
 import socket
 import sys
 from typing import Any
@@ -10,6 +11,13 @@ import pytest
 # how long an example takes says nothing on a machine that does other things too
 hypothesis.settings.register_profile("unit", deadline=None)
 hypothesis.settings.load_profile("unit")
+
+
+def pytest_collection_finish() -> None:
+    # what torch, diffusers and others have imported stays: a collection that passes it over takes
+    # 10 ms and not 400, and each training ends with one
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -120,10 +120,11 @@ def test_eight_rows_of_eight_adapters_do_not_touch_each_other(
     dealt = deal(8, lanes)
     with bank.rows("unet", rows, dealt):
         together = noise(in_lanes(fresh.unet, dealt), inputs)
+    pipe = wearing(fresh, list(zip(paths, weights, strict=True)))
     for i in range(8):
         one = slice(i, i + 1)
-        expected = noise(wearing(fresh, [(paths[i], weights[i])]).unet, inputs, one)
-        assert apart(together[one], expected) < 1e-5
+        pipe.set_adapters([f"number{i}"], [weights[i]])
+        assert apart(together[one], noise(pipe.unet, inputs, one)) < 1e-5
 
 
 def test_rows_without_an_adapter_are_those_of_the_plain_model(
@@ -184,10 +185,11 @@ def test_dora_gives_what_diffusers_gives_beside_other_adapters_in_either_order(
     rows: list[RowLoras] = [tuple(worn[i] for i in order) for order in orders]
     with bank.rows("unet", rows):
         got = noise(fresh.unet, inputs)
+    pipe = wearing(fresh, wear)
     for row, order in enumerate(orders):
         one_row = slice(row, row + 1)
-        expected = noise(wearing(fresh, [wear[i] for i in order]).unet, inputs, one_row)
-        assert apart(got[one_row], expected) < 5e-5
+        pipe.set_adapters([f"number{i}" for i in order], [wear[i][1] for i in order])
+        assert apart(got[one_row], noise(pipe.unet, inputs, one_row)) < 5e-5
 
 
 def test_loha_and_lokr_give_the_output_of_the_merged_model(fresh: Components, save: Save) -> None:
@@ -332,8 +334,10 @@ def test_pictures_of_eight_adapters_in_one_batch_are_those_of_diffusers(
     assert engine.forward.rows == 20
     finished(engine)
     for request, wear in list(zip(requests, wears, strict=True))[::3]:
-        expected = drawn(wearing(fresh, wear), request)
+        pipe = wearing(fresh, wear)
+        expected = drawn(pipe, request)
         if wear:
-            without = drawn(wearing(fresh, [(wear[0][0], 0.0)]), request)
+            pipe.set_adapters([f"number{i}" for i in range(len(wear))], [0.0] * len(wear))
+            without = drawn(pipe, request)
             assert np.abs(expected.astype(int) - without.astype(int)).max() > 10
         assert np.abs(expected.astype(int) - pictures[request.id].astype(int)).max() <= 1

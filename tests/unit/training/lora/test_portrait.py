@@ -100,9 +100,9 @@ def test_a_reference_has_long_hair_beside_the_face() -> None:
 
 def test_no_more_references_than_five(photos: list[Example]) -> None:
     obama = photo("obama")
-    many = [Example(f"{i}.png", png(turned(obama, i))) for i in range(7)]
+    many = [Example(f"{i}.png", png(turned(obama, i))) for i in range(6)]
     found = read_person(many, LoraJob(kind="portrait", trigger="zorblax"), min_side_px=64)
-    assert (len(found.crops), len(found.references)) == (7, 5)
+    assert (len(found.crops), len(found.references)) == (6, 5)
 
 
 def test_too_few_fit_photos_are_refused_with_each_photos_verdict(
@@ -128,7 +128,7 @@ def test_heads_that_are_too_small_are_not_trained_on(photos: list[Example]) -> N
     found = read_person([*photos[:2], small], wished, min_side_px=120)
     assert [each.used for each in found.photos] == [True, True, False]
     with pytest.raises(UnfitPhotos, match="px wide or high, at least 9999 must be"):
-        read_person(photos[:2], wished, min_side_px=9999)
+        read_person(photos[1:2], wished, min_side_px=9999)
 
 
 def test_one_photo_alone_is_enough(photos: list[Example]) -> None:
@@ -167,10 +167,10 @@ def test_a_portrait_trains_on_either_base_and_draws_pictures_to_be_judged(
 ) -> None:
     reports: list[StepReport] = []
     wished = job(**PORTRAIT, validation_pictures=1)
-    result = train(wished, components, examples=photos, on_step=reports.append)
+    result = train(wished, components, examples=photos[:3], on_step=reports.append)
     assert [len(report.previews) for report in reports] == [0, 4, 0, 4]
     assert result.person
-    assert len(result.person.crops) == 4
+    assert len(result.person.crops) == 2
     assert result.likeness is None, "the tiny model draws no faces"
     assert result.best, "by validation loss"
     assert result.file
@@ -188,7 +188,7 @@ def test_the_best_weights_are_the_most_like_and_a_resumed_run_still_has_them(
 ) -> None:  # fmt: skip
     wished = job(**PORTRAIT | {"steps": 6}, checkpoint_every=4, validation_pictures=1)
     likenesses(monkeypatch, None, 0.6, 0.4)
-    result = train(wished, sd, examples=photos, work=tmp_path / "1")
+    result = train(wished, sd, examples=photos[:2], work=tmp_path / "1")
     assert result.likeness == 0.6
     assert result.best
     assert result.file
@@ -204,10 +204,10 @@ def test_the_best_weights_are_the_most_like_and_a_resumed_run_still_has_them(
 
     likenesses(monkeypatch, None, 0.6)
     with pytest.raises(Killed):
-        train(wished, sd, examples=photos, work=tmp_path / "2", on_step=killed_after_5)
+        train(wished, sd, examples=photos[:2], work=tmp_path / "2", on_step=killed_after_5)
     likenesses(monkeypatch, 0.4)
     found = latest_checkpoint(tmp_path / "2")
-    resumed = train(wished, sd, examples=photos, work=tmp_path / "2", resume=found)
+    resumed = train(wished, sd, examples=photos[:2], work=tmp_path / "2", resume=found)
     assert resumed.likeness == 0.6
     assert resumed.best
     assert resumed.best.read_bytes() == result.best.read_bytes()
