@@ -16,6 +16,7 @@ from pipelines.components import Components
 from pipelines.errors import InvalidRequest
 from pipelines.lora.keys import lora_layers
 from pipelines.prompt import Prompt, encode_prompts
+from training.lora.fused import FusedLinear
 from training.lora.job import LoraJob, Targets
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
@@ -124,6 +125,7 @@ def _inject(job: LoraJob, parts: Components, model: str, ends: Sequence[str]) ->
         use_dora=job.dora,
         init_lora_weights=True,
     )
+    config._register_custom_module({nn.Linear: FusedLinear})
     module = parts.unet if model == "unet" else parts.text_encoders[int(model != "text_encoder")]
     inject_adapter_in_model(config, module)
 

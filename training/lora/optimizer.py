@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,17 +13,15 @@ from torch import nn
 
 from pipelines.errors import InvalidRequest
 from training.lora.job import LoraJob
-from training.lora.layers import Denoiser
 
 PACKAGES = {"adamw8bit": "bitsandbytes", "prodigy": "prodigyopt"}
 
 
-def make_optimizer(model: Denoiser, job: LoraJob) -> torch.optim.Optimizer:
-    """One group of parameters for the UNet, one for text encoders that are trained.
+def make_optimizer(trained: Mapping[str, nn.Parameter], job: LoraJob) -> torch.optim.Optimizer:
+    """One group of parameters for the UNet, one for text encoders, of `Denoiser.trained()`.
 
     Raises InvalidRequest where the optimizer's package is not installed.
     """
-    trained = model.trained()
     text = [p for name, p in trained.items() if name.startswith("text_encoders.")]
     unet = [p for name, p in trained.items() if name.startswith("unet.")]
     groups: list[dict[str, Any]] = [{"params": unet, "lr": job.unet_rate}]

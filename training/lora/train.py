@@ -231,7 +231,8 @@ def _accelerator(parts: Components) -> Iterator[Accelerator]:
     try:
         yield accelerator
     finally:
-        accelerator.free_memory()
+        if parts.device.type == "cuda":  # elsewhere its search for garbage only costs time
+            accelerator.free_memory()
         if accelerator.num_processes == 1:
             # its state is global: the next job may be of another precision or device
             AcceleratorState._reset_state(reset_partial_state=True)

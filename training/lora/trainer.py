@@ -63,7 +63,7 @@ class Trainer:
         self._parameters = list(self._trained.values())
         self._average = Average(self._parameters, job.ema_decay) if job.ema_decay else None
         self._noising = Noising(parts)
-        self._optimizer = make_optimizer(model, job)
+        self._optimizer = make_optimizer(self._trained, job)
         # nothing is left to move, and a move to "the" device would undo the choice of a GPU
         self._model, self._stepper = accelerator.prepare(
             model, self._optimizer, device_placement=[False, False]
