@@ -16,8 +16,8 @@ from configs.model import ModelSettings
 from deployments.tasks.guide import OrderedControl, OrderedImagePrompt
 from deployments.tasks.image import ImageFields, ImageJob, ImageOrder
 from pipelines.canvas import Canvas
-from pipelines.control.preprocessor import MODES, guide
-from pipelines.engine.request import ControlUse, IPAdapterUse, Picture
+from pipelines.control.preprocessor import MODES
+from pipelines.engine.request import ControlUse, IPAdapterUse
 from pipelines.errors import InvalidRequest, ModelError
 from pipelines.images import decode_data_url, decode_image
 from pipelines.source import local_path
@@ -63,11 +63,13 @@ class Guides:
         hires = job.webui and job.webui.hires
         return ControlUse(
             path=self._path(source, "controlnet", one.name),
-            image=_guide(one, image, job.width, job.height),
+            image=one.guide(image, job.width, job.height),
             scale=one.weight,
             start=one.start,
             end=one.end,
-            hires_image=_guide(one, image, hires.width, hires.height)
+            fades=one.mode != "balanced",
+            conditional_only=one.mode == "control",
+            hires_image=one.guide(image, hires.width, hires.height)
             if hires and one.hires
             else None,
         )
@@ -122,17 +124,6 @@ def brought(fields: ImageFields, order: ImageOrder, max_pixels: int) -> tuple[Im
         [one.ordered(key("ip_adapter", i, one.image)) for i, one in enumerate(prompts)],
     )
     return order, images
-
-
-def _guide(one: OrderedControl, image: Image.Image, width: int, height: int) -> Picture:
-    return guide(
-        image,
-        (width, height),
-        preprocessor=one.preprocessor,
-        resize_mode=one.resize_mode,
-        resolution=one.resolution,
-        parameters=one.parameters,
-    )
 
 
 def _of_region(image: Image.Image, canvas: Canvas, mode: int) -> Image.Image:

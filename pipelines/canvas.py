@@ -42,6 +42,8 @@ class Placement:
     masked_content: MaskedContent = "original"
     """What stands under the mask at first; fill: the colours around it; noise and nothing are of
     the latents, and web UI samplers alone know them."""
+    grey_counts_double: bool = False
+    """In what the result is pasted by where all is drawn, as in the web UI; else only of a blur."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,8 @@ def lay_out(image: Image.Image, mask: Image.Image | None, placement: Placement) 
 
 
 def _whole(image: Image.Image, mask: Image.Image, placement: Placement) -> Canvas:
-    over = overlay_mask(mask) if any(placement.mask_blur) else mask
+    doubled = placement.grey_counts_double or any(placement.mask_blur)
+    over = overlay_mask(mask) if doubled else mask
     return _canvas(image, mask, Overlay(np.asarray(image), np.asarray(over)), placement)
 
 
@@ -90,8 +93,9 @@ def _canvas(
     image: Image.Image, mask: Image.Image, overlay: Overlay, placement: Placement
 ) -> Canvas:
     content = placement.masked_content
-    if content == "fill":
-        image, content = fill_masked(image, mask), "original"
+    if content != "original":  # of noise and nothing it is what the latents beside the mask see
+        image = fill_masked(image, mask)
+    content = "original" if content == "fill" else content
     return Canvas(np.asarray(image), np.asarray(mask), overlay, content)
 
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import Any
+
+from pipelines.emphasis import BREAK, parse_emphasis
 
 _NEGATIVE = "Negative prompt:"
 _PAIR = re.compile(r'(\w[\w \-/]{1,99}):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
 _SIZE = re.compile(r"(\d+)x(\d+)")
-_EMPHASIS = re.compile(r"(?<!\\)[(\[]")
 _LEAST_PAIRS = 3
 """A last line with fewer is part of the prompt."""
+_OLD_HIRES_SIDE, _OLD_HIRES_STEP = 512, 64
+"""Of a first pass whose size nobody chose, pixels: about that squared, in such steps."""
 
 DEFAULTS: dict[str, Any] = {
     "Clip skip": "1",
@@ -64,27 +68,60 @@ def parse(text: str) -> dict[str, Any]:
         lines.pop()
     found: dict[str, Any] = {}
     for key, value in pairs:
+        if not value:
+            continue
         value = _unquoted(value)
         if size := _SIZE.fullmatch(value):
             found[f"{key}-1"], found[f"{key}-2"] = size.groups()
         else:
             found[key] = value
-    found |= _prompts(lines)
-    if _EMPHASIS.search(found["Prompt"] + found["Negative prompt"]):
+    found |= _prompts(lines) | _old_hires(found)
+    if _weighted(found["Prompt"]) or _weighted(found["Negative prompt"]):
         found.setdefault("Emphasis", "Original")
     return found | {key: value for key, value in DEFAULTS.items() if key not in found}
 
 
 def _prompts(lines: list[str]) -> dict[str, str]:
     """The rest: the prompt, and behind its mark the negative one, each of any lines."""
-    parts: dict[str, list[str]] = {"Prompt": [], "Negative prompt": []}
+    parts = {"Prompt": "", "Negative prompt": ""}
     into = "Prompt"
     for line in lines:
         line = line.strip()
         if line.startswith(_NEGATIVE):
             into, line = "Negative prompt", line.removeprefix(_NEGATIVE).strip()
-        parts[into].append(line)
-    return {name: "\n".join(found) for name, found in parts.items()}
+        # empty lines before the first word are none
+        parts[into] += f"\n{line}" if parts[into] else line
+    return parts
+
+
+def _old_hires(found: dict[str, Any]) -> dict[str, Any]:
+    """Sizes of both passes where a program of early 2023 tells of the first in words of its own."""
+    if "First pass size-1" not in found:
+        return {}
+    first = [_side(found[f"First pass size-{i}"]) for i in (1, 2)]
+    size = [_side(found.get(f"Size-{i}", "512")) for i in (1, 2)]
+    if not all(first) and all(size):
+        scale = _OLD_HIRES_SIDE / math.sqrt(size[0] * size[1])
+        first = [math.ceil(scale * side / _OLD_HIRES_STEP) * _OLD_HIRES_STEP for side in size]
+    return {
+        "Size-1": first[0],
+        "Size-2": first[1],
+        "Hires resize-1": size[0],
+        "Hires resize-2": size[1],
+    }
+
+
+def _side(digits: str) -> int:
+    return int(digits[:9])
+
+
+def _weighted(prompt: str) -> bool:
+    """Whether brackets in it mean weights."""
+    try:
+        pieces = parse_emphasis(prompt)
+    except ValueError:
+        return False
+    return any(weight != 1 and text != BREAK[0] for text, weight in pieces)
 
 
 def _unquoted(value: str) -> str:

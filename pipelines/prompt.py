@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -38,6 +38,14 @@ class Prompt:
     """What the text encoders wear."""
     emphasis: Emphasis = "Original"
     """What weights do, as `ImageRequest.emphasis`."""
+    among: tuple[tuple[str, int], ...] = ()
+    """The texts of other steps, and this one, each with how often it comes: they are as long as the
+    longest of them, and get the mean of all of them back. Empty: it is by itself."""
+
+    @property
+    def group(self) -> Prompt:
+        """Equal for all that are among the same texts."""
+        return replace(self, text="") if self.among else self
 
 
 @dataclass(frozen=True)
@@ -97,23 +105,38 @@ def encode_prompts(
     components: Components, prompts: Iterable[Prompt], bank: LoraBank | None = None
 ) -> dict[Prompt, PromptEmbeds]:
     """Embeddings by prompt; each distinct prompt is encoded once."""
-    distinct = list(dict.fromkeys(prompts))
+    asked = list(dict.fromkeys(prompts))
+    groups = _groups(asked)
+    distinct = [prompt for group in groups for prompt in group]
     pairs = zip(components.tokenizers, components.text_encoders, strict=True)
     words = _embeddings(components)
     encoders = [_Encoder(components, words, i, *pair) for i, pair in enumerate(pairs)]
-    by_encoder = [_encode(encoder, bank, distinct) for encoder in encoders]
+    by_encoder = [_encode(encoder, bank, groups) for encoder in encoders]
     dtype = components.text_encoders[-1].dtype
     embeds = {}
     for prompt, *parts in zip(distinct, *by_encoder, strict=True):
         tokens = torch.cat([part.tokens for part in parts], dim=-1)
         # the pooled embedding is that of the last encoder, the one with a projection
         embeds[prompt] = PromptEmbeds(tokens.to(dtype), parts[-1].pooled)
-    return embeds
+    return {prompt: embeds[prompt] for prompt in asked}
 
 
 def chunk_count(components: Components, prompt: Prompt) -> int:
-    """How many times 77 tokens the embeddings of this prompt have."""
+    """How many times 77 tokens the embeddings of this prompt have, if it is by itself."""
     return len(_chunks(components.tokenizers[0], _embeddings(components), prompt))
+
+
+Group = dict[Prompt, int]
+"""Prompts of the texts of one, and how often each comes."""
+
+
+def _groups(prompts: Iterable[Prompt]) -> list[Group]:
+    found: dict[Prompt, Group] = {}
+    for prompt in prompts:
+        if (key := prompt.group) not in found:
+            texts = prompt.among or ((prompt.text, 1),)
+            found[key] = {replace(prompt, text=text): count for text, count in texts}
+    return list(found.values())
 
 
 def _embeddings(components: Components) -> Embeddings:
@@ -131,11 +154,15 @@ class _Encoder(NamedTuple):
 
 
 def _encode(
-    encoder: _Encoder, bank: LoraBank | None, prompts: Sequence[Prompt]
+    encoder: _Encoder, bank: LoraBank | None, groups: Sequence[Group]
 ) -> list[PromptEmbeds]:
-    """What one encoder makes of each prompt: its chunks one behind the other."""
-    chunks = [_chunks(encoder.tokenizer, encoder.embeddings, prompt) for prompt in prompts]
-    flat = [(p, chunk) for p, parts in zip(prompts, chunks, strict=True) for chunk in parts]
+    """What one encoder makes of each prompt of the groups: its chunks one behind the other."""
+    chunks: dict[Prompt, list[list[Token]]] = {}
+    for group in groups:
+        read = {each: _chunks(encoder.tokenizer, encoder.embeddings, each) for each in group}
+        length = max(map(len, read.values()))
+        chunks |= {each: [*parts, *[[]] * (length - len(parts))] for each, parts in read.items()}
+    flat = [(prompt, chunk) for prompt, parts in chunks.items() for chunk in parts]
     encoded: list[PromptEmbeds] = []
     for start in range(0, len(flat), TEXT_BATCH):
         part = flat[start : start + TEXT_BATCH]
@@ -143,14 +170,64 @@ def _encode(
         with bank.rows("text_encoder", worn) if bank else contextlib.nullcontext():
             encoded += _forward(encoder, part)
     rest = iter(encoded)
-    return [_concatenated(itertools.islice(rest, len(parts))) for parts in chunks]
+    by_prompt = {
+        prompt: [
+            _Chunk(part, [weight for _, weight in chunk])
+            for part, chunk in zip(itertools.islice(rest, len(parts)), parts, strict=True)
+        ]
+        for prompt, parts in chunks.items()
+    }
+    return [embeds for group in groups for embeds in _concatenated(group, by_prompt)]
 
 
-def _concatenated(chunks: Iterator[PromptEmbeds]) -> PromptEmbeds:
-    parts = list(chunks)
-    # copies: a view would keep the whole batch in memory for as long as one prompt is cached
-    pooled = None if parts[0].pooled is None else parts[0].pooled.clone()
-    return PromptEmbeds(torch.cat([part.tokens for part in parts], dim=1), pooled)
+class _Chunk(NamedTuple):
+    """A chunk of a prompt as the encoder gave it."""
+
+    embeds: PromptEmbeds
+    weights: list[float]
+    """Of its tokens, without those of begin, end and padding, which weigh 1."""
+
+    @property
+    def weighted(self) -> torch.Tensor:
+        factors = torch.ones(self.embeds.tokens.shape[1])
+        factors[1 : 1 + len(self.weights)] = torch.tensor(self.weights)
+        return self.embeds.tokens * factors.to(self.embeds.tokens)[:, None]
+
+
+def _concatenated(
+    group: Group, by_prompt: Mapping[Prompt, Sequence[_Chunk]]
+) -> Iterator[PromptEmbeds]:
+    """Of each prompt of the group."""
+    columns = [list(column) for column in zip(*(by_prompt[each] for each in group), strict=True)]
+    emphasis = next(iter(group)).emphasis
+    scales = [_scale(column, [*group.values()], emphasis) for column in columns]
+    for place in range(len(group)):
+        row = [column[place] for column in columns]
+        tokens = [
+            one.embeds.tokens if scale is None else one.weighted * scale
+            for one, scale in zip(row, scales, strict=True)
+        ]
+        # copies: a view would keep the whole batch in memory for as long as one prompt is cached
+        pooled = row[0].embeds.pooled
+        yield PromptEmbeds(torch.cat(tokens, dim=1), None if pooled is None else pooled.clone())
+
+
+def _scale(
+    chunks: Sequence[_Chunk], counts: Sequence[int], emphasis: Emphasis
+) -> torch.Tensor | float | None:
+    """By which weighted chunks of a group get the mean back that they had all together before;
+    None where no weight counts.
+    """
+    if emphasis == "Ignore" or all(weight == 1 for one in chunks for weight in one.weights):
+        return None
+    if emphasis == "No norm":
+        return 1.0
+    times = torch.tensor(counts, dtype=torch.float32)
+    before, after = (
+        (torch.stack([part.mean().float() for part in parts]) * times.to(parts[0].device)).sum()
+        for parts in ([one.embeds.tokens for one in chunks], [one.weighted for one in chunks])
+    )
+    return before / after
 
 
 def _chunks(tokenizer: Any, embeddings: Embeddings, prompt: Prompt) -> list[list[Token]]:
@@ -187,12 +264,11 @@ def _forward(encoder: _Encoder, chunks: Sequence[tuple[Prompt, list[Token]]]) ->
         tokens = torch.tensor(plain).to(components.device, non_blocking=True)
         output = module(tokens, attention_mask=mask, output_hidden_states=True)
     embeds = []
-    for i, (prompt, chunk) in enumerate(chunks):
+    for i, (prompt, _) in enumerate(chunks):
         row = slice(i, i + 1)
         hidden = _layer(module, output, row, prompt.clip_skip, is_xl=components.is_xl)
         pooled = output[0][row] if output[0].ndim == 2 else None
-        tokens = _weighted(hidden, [weight for _, weight in chunk], prompt.emphasis)
-        embeds.append(PromptEmbeds(tokens, pooled))
+        embeds.append(PromptEmbeds(hidden, pooled))
     return embeds
 
 
@@ -206,16 +282,3 @@ def _layer(encoder: Any, output: Any, row: slice, clip_skip: int, *, is_xl: bool
     else:
         hidden = output[0][row]
     return hidden
-
-
-def _weighted(tokens: torch.Tensor, weights: Sequence[float], emphasis: Emphasis) -> torch.Tensor:
-    """The chunk with each token times its weight, and then with the mean that it had before."""
-    if emphasis == "Ignore" or all(weight == 1 for weight in weights):
-        return tokens
-    # begin, end and padding weigh 1
-    factors = torch.ones(tokens.shape[1])
-    factors[1 : 1 + len(weights)] = torch.tensor(weights)
-    weighted = tokens * factors.to(tokens)[:, None]
-    if emphasis == "No norm":
-        return weighted
-    return weighted * (tokens.mean() / weighted.mean())

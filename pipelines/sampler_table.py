@@ -18,9 +18,9 @@ from typing import Any, Final
 
 import torch
 from diffusers import LMSDiscreteScheduler
-from diffusers.utils.torch_utils import randn_tensor
 from torch.overrides import TorchFunctionMode
 
+from pipelines.philox import NoiseGenerator, draw_noise
 from pipelines.sampler_schedule import DEFAULT
 from pipelines.samplers import predicted_x0, ready_scheduler, takes_eta
 
@@ -53,8 +53,8 @@ class SamplerTable:
     """n + 1 pairs (a, b): clean latents at the noise level after i steps are a * x0 + b * noise.
     The first begins an image-to-image, the others are inpainting's; the last is (1, 0)."""
 
-    begin_noise: float = 0.0
-    """The deviation of noise that is drawn and added before the first evaluation."""
+    begin_noise: float | None = None
+    """The deviation of noise that is added before the first evaluation; None: none is drawn."""
     sigmas: tuple[float, ...] = field(default=(), repr=False)
     """n noise levels; empty where nobody asks."""
     guidance: tuple[float, ...] = field(default=(), repr=False)
@@ -117,7 +117,7 @@ class SamplerState:
     table: SamplerTable
     latents: torch.Tensor
     """1 x channels x height x width."""
-    generator: torch.Generator
+    generator: NoiseGenerator
     noise_dtype: torch.dtype = torch.float32
     """The model's."""
     step_index: int = 0
@@ -147,9 +147,7 @@ class SamplerState:
     def drawn(self) -> torch.Tensor:
         """The generator's next noise, shaped like the latents."""
         dtype = torch.float32 if self.table.noise_is_float32 else self.noise_dtype
-        shape, device = self.latents.shape, self.latents.device
-        drawn: torch.Tensor = randn_tensor(shape, self.generator, device=device, dtype=dtype)
-        return drawn.float()
+        return draw_noise(self.latents.shape, self.generator, self.latents.device, dtype).float()
 
     def noised(self, clean: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """Clean latents at the noise level that the next step begins with."""

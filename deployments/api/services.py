@@ -134,7 +134,10 @@ class Services:
         fields = new.fields.model_copy(update={"prompt": order.prompt})
         task_id, wanted = str(uuid.uuid4()), fields.named_loras(limits)
         registry = self.loras.registry
-        order = order.wearing(await registry.order(wanted, owner=owner, task_id=task_id))
+        worn = await registry.order(
+            wanted, owner=owner, task_id=task_id, skips_unknown=new.skips_unknown_loras
+        )
+        order = order.wearing(worn)
         order = order.named(new.caller)
         for picture in (*pictures.values(), *guides):
             await picture.keep(self.objects)

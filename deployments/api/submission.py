@@ -37,6 +37,8 @@ class Submission:
     callback_url: str | None = None
     idempotency_key: str | None = None
     caller: Caller = NOBODY
+    skips_unknown_loras: bool = False
+    """Draw without those that are not there, in place of an error."""
 
     def fingerprint(self, pictures: Mapping[str, str]) -> str:
         """Equal for equal requests: tells a repeated one from another one under the same key.

@@ -98,18 +98,28 @@ class LoraRegistry:
         return key
 
     async def order(
-        self, wanted: Sequence[NamedLora], *, owner: str, task_id: str
+        self,
+        wanted: Sequence[NamedLora],
+        *,
+        owner: str,
+        task_id: str,
+        skips_unknown: bool = False,
     ) -> tuple[OrderedLora, ...]:
         """What a task about to be created wears; its files stay until the task has ended.
 
-        Raises InvalidRequest for one that is not there, or is someone else's own.
+        Raises InvalidRequest for one that is not there, or is someone else's own, unless it
+        `skips_unknown`.
         """
         if not wanted:
             return ()
         try:
             return await self.store.hold(wanted, owner=owner, task_id=task_id)
         except Unknown as unknown:
-            lora, newest = wanted[unknown.index], unknown.newest
+            index, newest = unknown.index, unknown.newest
+        if skips_unknown:
+            rest = [*wanted[:index], *wanted[index + 1 :]]
+            return await self.order(rest, owner=owner, task_id=task_id, skips_unknown=True)
+        lora = wanted[index]
         if newest is not None:
             raise InvalidRequest(
                 "lora", f"lora {_shown(lora)} has versions 1 to {newest}, given {lora.version}"

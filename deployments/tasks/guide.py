@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, Self
 
+from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from configs.model import ModelSettings
@@ -16,10 +17,14 @@ from pipelines.control.preprocessor import (
     MIN_RESOLUTION,
     NONE,
     PREPROCESSORS,
+    guide,
 )
+from pipelines.engine.request import Picture
 from pipelines.errors import InvalidRequest
 
 MAX_WEIGHT = 2
+ControlMode = Literal["balanced", "prompt", "control"]
+"""Of the ControlNet extension of the web UI: what is more important."""
 
 _IMAGE = "Base64, a data URL, or an http(s) address. Default: the initial picture."
 
@@ -54,6 +59,11 @@ class ControlEntry(_Entry):
         "crop", description="How the picture comes to the size that is drawn."
     )
     hires: bool = Field(True, description="It guides the second pass of a hires fix, too.")
+    mode: ControlMode = Field(
+        "balanced",
+        description="prompt: it fades above the deep layers, so that the prompt counts more; "
+        "control: so it does, and guidance_scale multiplies its effect.",
+    )
 
     @field_validator("preprocessor")
     @classmethod
@@ -97,6 +107,18 @@ class OrderedControl(Frozen):
     parameters: tuple[float, float] = (0.0, 0.0)
     resize_mode: Literal["stretch", "crop", "fill"] = "crop"
     hires: bool = True
+    mode: ControlMode = "balanced"
+
+    def guide(self, image: Image.Image, width: int, height: int) -> Picture:
+        """What its picture guides with in this size. Raises InvalidRequest."""
+        return guide(
+            image,
+            (width, height),
+            preprocessor=self.preprocessor,
+            resize_mode=self.resize_mode,
+            resolution=self.resolution,
+            parameters=self.parameters,
+        )
 
     def entry(self) -> dict[str, Any]:
         """As the field `controlnet` would name it again, but for its picture."""

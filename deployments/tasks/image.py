@@ -381,7 +381,8 @@ class ImageJob(ImageOrder):
     @property
     def placement(self) -> Placement:
         """How the initial picture comes to this job's size."""
-        return Placement(**{each.name: getattr(self, each.name) for each in fields(Placement)})
+        given = self.model_dump(include={each.name for each in fields(Placement)})
+        return Placement(**given, grey_counts_double=self.webui is not None)
 
     def parameters(self, index: int) -> dict[str, Any]:
         """What drew picture `index`, for the file's metadata: a call with these draws it again."""

@@ -33,6 +33,9 @@ class WebuiFields(Frozen):
     s_tmax: Real = Field(0.0, ge=0, description="0: no end.")
     s_noise: Real = Field(1.0, ge=0)
     s_min_uncond: Real = Field(0.0, ge=0)
+    noise_source: Literal["cpu", "cuda"] = Field(
+        "cpu", description="cuda: a seed means the noise that it means on a CUDA GPU."
+    )
     variation_seed: Whole | None = Field(
         None, ge=0, le=2**63 - 1, description="Default: a random one."
     )
@@ -45,6 +48,7 @@ class WebuiFields(Frozen):
     eta_noise_seed_delta: Whole = Field(0, ge=-(2**31), le=2**31)
     noise_multiplier: Real = Field(1.0, ge=0)
     exact_steps: bool = False
+    mask_round: bool = Field(True, description="The latents' mask knows no grey.")
     emphasis: Emphasis = Field("Original", description="What weights in prompts do.")
     rounding: Literal["round", "truncate"] = Field(
         "round", description="Of 8-bit levels; the web UI truncates."

@@ -13,6 +13,10 @@ import torch
 from pipelines.components import Components
 from pipelines.engine.request import ControlUse, Picture
 
+_FADING = 0.825
+_DEEPEST = 12
+"""Of the residuals of Stable Diffusion 1 from the top down, the middle's: there nothing fades."""
+
 
 @dataclass(frozen=True, eq=False)
 class Control:
@@ -24,16 +28,25 @@ class Control:
     scale: float
     start: float
     end: float
+    fades: bool = False
+    conditional_only: bool = False
 
     def on(self, step: int, steps: int) -> bool:
         """Whether it guides this step: as in diffusers, one that lies within its shares whole."""
         return self.start <= step / steps and (step + 1) / steps <= self.end
 
+    def scales(self, count: int) -> list[float]:
+        """Of each of its residuals, as ControlNet 1.0 weighs them where the prompt is to count
+        more.
+        """
+        fading = _FADING if self.fades else 1.0
+        return [self.scale * fading ** (_DEEPEST - place) for place in range(count)]
+
 
 def control(parts: Components, use: ControlUse, net: Any) -> Control:
     """A use with its ControlNet."""
     image = _image(use.image).to(parts.device, parts.dtype)
-    return Control(net, image, use.scale, use.start, use.end)
+    return Control(net, image, use.scale, use.start, use.end, use.fades, use.conditional_only)
 
 
 def _image(picture: Picture) -> torch.Tensor:
@@ -97,5 +110,9 @@ def _forward(
         added_cond_kwargs={key: value[rows] for key, value in added.items()},
         return_dict=False,
     )
-    scales = torch.tensor([one.scale for one in controls], device=sample.device).view(-1, 1, 1, 1)
-    return [(scales * part).to(part.dtype) for part in (*down, middle)]
+    parts = (*down, middle)
+    scales = torch.tensor([one.scales(len(parts)) for one in controls], device=sample.device)
+    return [
+        (scale.view(-1, 1, 1, 1) * part).to(part.dtype)
+        for scale, part in zip(scales.T, parts, strict=True)
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -37,14 +38,18 @@ class Texts:
 def read_prompts(parts: Components, request: ImageRequest, worn: Worn) -> Texts:
     """Raises InvalidRequest for a prompt that is too long."""
     is_guided, negative = guided(parts, request), None
+    skip, negative_skip = request.clip_skip, request.negative_clip_skip
+    if parts.is_xl and request.prompt_editing:  # the web UI leaves SDXL's encoders whole
+        skip = negative_skip = 0
     joined = and_parts(request.prompt) if request.prompt_editing else [(request.prompt, 1.0)]
     positive = tuple(
-        ByStep(_by_step(parts, request, "prompt", text, request.clip_skip, worn.text), weight)
+        ByStep(_by_step(parts, request, "prompt", text, skip, worn.text), weight)
         for text, weight in joined
     )
     if is_guided and not _zero_negative(parts, request):
-        text, skip = request.negative_prompt, request.negative_clip_skip
-        negative = ByStep(_by_step(parts, request, "negative_prompt", text, skip, worn.text))
+        text = request.negative_prompt
+        entries = _by_step(parts, request, "negative_prompt", text, negative_skip, worn.text)
+        negative = ByStep(entries)
     return Texts(positive, negative, is_guided)
 
 
@@ -91,9 +96,12 @@ def _by_step(
     editing = request.prompt_editing
     weighting, long = weighted(request), editing or request.long_prompt
     emphasis = request.emphasis if weighting else "Original"
+    texts = texts_by_step(request, text)
+    counts = Counter(text for _, text in texts)
+    among = tuple(counts.items()) if len(counts) > 1 else ()
     entries = tuple(
-        (end, Prompt(text, clip_skip, weighting, long, loras, emphasis))
-        for end, text in texts_by_step(request, text)
+        (end, Prompt(text, clip_skip, weighting, long, loras, emphasis, among))
+        for end, text in texts
     )
     for _, prompt in entries:
         if long and (chunks := chunk_count(parts, prompt)) > MAX_CHUNKS:

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from pipelines.components import Components
-from pipelines.control.residual import control_residuals
+from pipelines.control.residual import Control, control_residuals
 from pipelines.diffusion.deep_cache import keep_features, reusing_forward
 from pipelines.diffusion.state import ImageState, non_finite
 from pipelines.diffusion.tiling import tiled
@@ -28,6 +28,7 @@ class Row(NamedTuple):
     images: RowImages
     place: int
     """Among the rows of its state's deep features."""
+    controls: tuple[Control, ...]
 
 
 def denoise(
@@ -72,13 +73,13 @@ def _denoise_alike(
     ordered = [states[i] for i in order]
     # rows: the unconditional of those with guidance, then the conditionals of all
     rows = [
-        Row(s, s.negative.at(s.step_index), s.negative_images, 0)
+        Row(s, s.negative.at(s.step_index), s.negative_images, 0, _both_sides(s.active_controls))
         for s in ordered
         if s.guided and s.negative is not None
     ]
     pairs = len(rows)
     rows += [
-        Row(s, one.at(s.step_index), s.images, place)
+        Row(s, one.at(s.step_index), s.images, place, s.active_controls)
         for s in ordered
         for place, one in enumerate(s.positive, -len(s.positive))
     ]
@@ -122,6 +123,11 @@ def _forward(
         unet = in_lanes(parts.unet, dealt)
         output, deep = reusing_forward(unet, places, sample, times, **conditions)
     return output[:count], [None] * count if deep is None else deep[:count].unbind()
+
+
+def _both_sides(controls: tuple[Control, ...]) -> tuple[Control, ...]:
+    """Those that guide an unconditional row, too."""
+    return tuple(one for one in controls if not one.conditional_only)
 
 
 def row_bucket(rows: int) -> int:
@@ -193,7 +199,7 @@ def _residuals(
     rows: Sequence[Row], sample: torch.Tensor, times: torch.Tensor, conditions: Mapping[str, Any]
 ) -> dict[str, torch.Tensor]:
     """What the rows' ControlNets add to the UNet; nothing where there is none."""
-    controls = [row.state.active_controls for row in rows]
+    controls = [row.controls for row in rows]
     lengths = [row.embeds.tokens.shape[1] for row in rows]
     return control_residuals(controls, lengths, sample, times, conditions)
 

@@ -15,7 +15,8 @@ from pipelines.components import Components
 from pipelines.diffusion.blend import Blend, WebuiBlend, webui_mask
 from pipelines.diffusion.latents import scale
 from pipelines.engine.request import ImageRequest
-from pipelines.webui.noise import first_noise
+from pipelines.philox import NoiseGenerator, draw_noise
+from pipelines.webui.noise import first_noise, seeded
 from pipelines.webui.sampler import WEBUI_SAMPLERS
 
 Kind = Literal["init", "masked"]
@@ -27,7 +28,7 @@ Moments = Mapping[Kind, torch.Tensor]
 class Drawn:
     """What a request begins with."""
 
-    generator: torch.Generator
+    generator: NoiseGenerator
     """Of all later noise."""
     noise: torch.Tensor
     """1 x channels x height x width of the latents, as all here."""
@@ -62,7 +63,7 @@ def webui_draw(parts: Components, request: ImageRequest, moments: Moments) -> Dr
     Its samples of posteriors are of a generator that all requests share, so that none is the right
     one: here they are the means.
     """
-    generator = torch.Generator("cpu").manual_seed(request.seed)
+    generator = seeded(request, request.seed)
     noise = _noise(parts, request, generator, torch.float32)
     image, extra_channels, blend = _latents_given(parts, request), None, None
     if "init" in moments:
@@ -83,8 +84,7 @@ def _masked_content(request: ImageRequest, image: torch.Tensor) -> torch.Tensor:
         return image
     if request.masked_content == "nothing":
         return torch.zeros_like(image)
-    generator = torch.Generator("cpu").manual_seed(request.seed)
-    return torch.randn(image.shape, generator=generator).to(image.device)
+    return draw_noise(image.shape, seeded(request, request.seed)).to(image.device)
 
 
 def _latents_given(parts: Components, request: ImageRequest) -> torch.Tensor | None:
@@ -100,7 +100,7 @@ def _resized(latents: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def _noise(
-    parts: Components, request: ImageRequest, generator: torch.Generator, dtype: torch.dtype
+    parts: Components, request: ImageRequest, generator: NoiseGenerator, dtype: torch.dtype
 ) -> torch.Tensor:
     factor = parts.vae_scale_factor
     channels = int(parts.vae.config.latent_channels)

@@ -8,6 +8,7 @@ import torch
 from pipelines.components import Components
 from pipelines.engine.request import ImageRequest
 from pipelines.errors import InvalidRequest
+from pipelines.philox import NoiseGenerator
 from pipelines.sampler_object import SchedulerState
 from pipelines.sampler_schedule import DEFAULT
 from pipelines.sampler_table import SamplerState, SamplerTable, sampler_table
@@ -100,7 +101,7 @@ def begins_with_image(request: ImageRequest) -> bool:
 def start_sampler(
     parts: Components,
     request: ImageRequest,
-    generator: torch.Generator,
+    generator: NoiseGenerator,
     image: torch.Tensor | None,
     noise: torch.Tensor,
 ) -> RequestSampler:
@@ -116,6 +117,7 @@ def start_sampler(
     if request.scheduler == ADAPTIVE:
         return _start_adaptive(parts, request, generator, image, noise)
     if table is None:
+        assert isinstance(generator, torch.Generator)  # the web UI's samplers have tables
         return _start_scheduler(parts, request, generator, image, noise)
     noise = noise.float()
     state = SamplerState(table, noise, generator, parts.dtype)
@@ -123,7 +125,7 @@ def start_sampler(
         state.latents = noise * table.init_noise_sigma
     else:
         state.latents = state.noised(image, noise * request.noise_multiplier)
-    if table.begin_noise:
+    if table.begin_noise is not None:
         state.latents = state.latents + table.begin_noise * state.drawn()
     return state
 
@@ -131,7 +133,7 @@ def start_sampler(
 def _start_adaptive(
     parts: Components,
     request: ImageRequest,
-    generator: torch.Generator,
+    generator: NoiseGenerator,
     image: torch.Tensor | None,
     noise: torch.Tensor,
 ) -> AdaptiveState:

@@ -51,6 +51,10 @@ class ControlUse:
     """Steps that lie between these shares of all are guided."""
     hires_image: Picture | None = field(default=None, repr=False)
     """What guides the second pass, in its size; None: nothing does."""
+    fades: bool = False
+    """It guides the deep layers, and ever less the ones above them."""
+    conditional_only: bool = False
+    """Rows of the negative prompt go unguided: guidance multiplies its effect."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +147,8 @@ class ImageRequest:
     """Web UI samplers: below this noise level every other step goes without guidance."""
     seed: int
     """0 .. 2**63-1; noise comes from a CPU generator, so a seed means the same on every device."""
+    noise_source: Literal["cpu", "cuda"] = "cpu"
+    """Web UI samplers: cuda is the noise of CUDA's generator, whatever the device is."""
     variation_seed: int = 0
     """0 .. 2**63-1: whose noise the first noise is turned towards."""
     variation_strength: float = 0.0

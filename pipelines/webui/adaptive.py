@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import torch
-from diffusers.utils.torch_utils import randn_tensor
 
 from pipelines.errors import ComputationFailed
+from pipelines.philox import NoiseGenerator, draw_noise
 from pipelines.webui.sigma import ModelSigmas
 from pipelines.webui.solver import Options, ancestral_step, denoiser
 
@@ -40,7 +40,7 @@ class AdaptiveState:
     """The noise levels it begins and ends with."""
     latents: torch.Tensor
     """1 x channels x height x width: what the model is shown next."""
-    generator: torch.Generator
+    generator: NoiseGenerator
     step_index: int = 0
     """Model evaluations made."""
     x0: torch.Tensor | None = field(default=None, repr=False)
@@ -109,7 +109,7 @@ class AdaptiveState:
             self._low, self._time, self.latents = low, self._stop, high
             if self._up:
                 shape, device = high.shape, high.device
-                noise = randn_tensor(shape, self.generator, device=device, dtype=torch.float32)
+                noise = draw_noise(shape, self.generator, device)
                 self.latents = high + self._up * self.options.s_noise * noise
         self._length *= wished
         self._aim()

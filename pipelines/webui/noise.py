@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from pipelines.engine.request import ImageRequest
+from pipelines.philox import NoiseGenerator, PhiloxGenerator, draw_noise
 
 Shape = tuple[int, int, int]
 """Channels, height and width of latents."""
@@ -16,7 +17,7 @@ def first_noise(
     request: ImageRequest,
     shape: Shape,
     factor: int,
-    generator: torch.Generator,
+    generator: NoiseGenerator,
     dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
     """1 x `shape`, on the CPU; `factor` is pixels by latents.
@@ -28,12 +29,13 @@ def first_noise(
         width, height = request.seed_resize
         drawn = (shape[0], height // factor, width // factor)
     resized = drawn != shape
-    noise = _randn(drawn, _seeded(request.seed) if resized else generator, dtype)
+    own = seeded(request, request.seed) if resized else generator
+    noise = draw_noise(drawn, own, dtype=dtype)
     if request.variation_strength:
-        variation = _randn(drawn, _seeded(request.variation_seed), dtype)
+        variation = draw_noise(drawn, seeded(request, request.variation_seed), dtype=dtype)
         noise = slerp(request.variation_strength, noise.float(), variation.float()).to(dtype)
     if resized:
-        noise = _pasted(_randn(shape, generator, dtype), noise)
+        noise = _pasted(draw_noise(shape, generator, dtype=dtype), noise)
     if request.eta_noise_seed_delta:
         generator.manual_seed(request.seed + request.eta_noise_seed_delta)
     return noise[None]
@@ -71,9 +73,8 @@ def _span(canvas: int, patch: int) -> tuple[int, int, int]:
     return max(offset, 0), max(-offset, 0), length
 
 
-def _seeded(seed: int) -> torch.Generator:
+def seeded(request: ImageRequest, seed: int) -> NoiseGenerator:
+    """What draws noise of a seed for this request."""
+    if request.noise_source == "cuda":
+        return PhiloxGenerator(seed)
     return torch.Generator("cpu").manual_seed(seed)
-
-
-def _randn(shape: Shape, generator: torch.Generator, dtype: torch.dtype) -> torch.Tensor:
-    return torch.randn(shape, generator=generator, dtype=dtype)

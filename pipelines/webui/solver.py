@@ -48,8 +48,8 @@ class Evaluation:
     level: float
     """The noise level; of samplers by timestep, the timestep."""
     update: Callable[[Here], Outcome]
-    churn: float = 0.0
-    """The deviation of noise that is added right before."""
+    churn: float | None = None
+    """The deviation of noise that is added right before; None: none is drawn."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def restart(sigmas: Floats, options: Options) -> Walk:
     reached = None
     for s, t in _restarting(sigmas):
         again = reached is not None and reached < s
-        churn = math.sqrt(s**2 - (reached or 0) ** 2) if again else 0.0
+        churn = math.sqrt(s**2 - (reached or 0) ** 2) if again else None
         yield from _heun_step(s, t, churn)
         reached = t
 
@@ -125,7 +125,7 @@ def line(length: float, here: Here, up: float = 0.0) -> Outcome:
     return (here.x + length * here.slope + up * here.noise,)
 
 
-def _heun_step(s: float, t: float, churn: float) -> Walk:
+def _heun_step(s: float, t: float, churn: float | None) -> Walk:
     if t == 0:
         yield Evaluation(s, partial(line, -s), churn)
         return
@@ -141,7 +141,7 @@ def _heun_step(s: float, t: float, churn: float) -> Walk:
     yield Evaluation(t, second)
 
 
-def _midpoint_step(s: float, t: float, up: float, churn: float = 0.0) -> Walk:
+def _midpoint_step(s: float, t: float, up: float, churn: float | None = None) -> Walk:
     if t == 0:
         yield Evaluation(s, partial(line, -s), churn)
         return
@@ -157,13 +157,16 @@ def _midpoint_step(s: float, t: float, up: float, churn: float = 0.0) -> Walk:
     yield Evaluation(middle, second)
 
 
-def _churned(sigmas: Floats, options: Options) -> Iterator[tuple[float, float, float]]:
-    """Level to leave, level to reach, and the noise that makes the former of the schedule's."""
+def _churned(sigmas: Floats, options: Options) -> Iterator[tuple[float, float, float | None]]:
+    """Level to leave, level to reach, and the noise that makes the former of the schedule's, which
+    is drawn at every step if at any.
+    """
     gamma = min(options.s_churn / max(len(sigmas) - 1, 1), math.sqrt(2) - 1)
     for s, t in pairwise(sigmas):
         within = options.s_tmin <= s <= options.s_tmax
         raised = s * (1 + gamma) if within else s
-        yield raised, t, math.sqrt(max(raised**2 - s**2, 0)) * options.s_noise
+        churn = math.sqrt(max(raised**2 - s**2, 0)) * options.s_noise
+        yield raised, t, churn if options.s_churn else None
 
 
 def ancestral_step(s: float, t: float, eta: float) -> tuple[float, float]:

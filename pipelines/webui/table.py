@@ -232,12 +232,15 @@ def _assembled(
     for i, mine in enumerate(rows):
         table = np.stack(mine)
         if i + 1 < len(steps):
-            table[0, NOISE] += steps[i + 1].churn
+            table[0, NOISE] += steps[i + 1].churn or 0.0
         update[i, : len(table)] = torch.from_numpy(table[:, : 3 + size])
     return SamplerTable(
         update=update,
-        noise_drawn=tuple(bool(drawn) for drawn in update[:, :, NOISE].any(1)),
+        noise_drawn=tuple(
+            bool(used) or (after is not None and after.churn is not None)
+            for used, after in zip(update[:, :, NOISE].any(1), [*steps[1:], None], strict=False)
+        ),
         noise_is_float32=True,
-        begin_noise=steps[0].churn if steps else 0.0,
+        begin_noise=steps[0].churn if steps else None,
         **columns,
     )

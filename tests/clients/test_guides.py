@@ -265,14 +265,13 @@ def test_what_the_package_asks_of_the_extension(webui, photo):
     [
         ({"model": "nobody"}, "model must be one of lines, style, given"),
         ({"module": "openpose"}, "module must be one of none, canny"),
-        ({"control_mode": 2}, "control_mode must be Balanced"),
         ({"mask": True}, "mask must be null"),
         ({"weight": 3}, "weight: Input should be less than or equal to 2"),
         ({"resize_mode": "somehow"}, "resize_mode: Value error, must be one of Just Resize"),
         ({"guidance_start": 0.9, "guidance_end": 0.1}, "start must be at most end"),
         ({"image": None}, "controlnet needs an image where there is no init_image"),
     ],
-    ids=["model", "module", "control mode", "mask", "weight", "resize mode", "steps", "image"],
+    ids=["model", "module", "mask", "weight", "resize mode", "steps", "image"],
 )
 def test_a_unit_that_cannot_be_honoured_is_refused_by_name(webui, photo, changes, told):
     given = {"image": photo, "model": "lines"} | changes

@@ -30,6 +30,8 @@ class Answer:
     pictures: list[Drawn]
     grids: list[Drawn] = field(default_factory=list)
     """Sheets of them, which come first."""
+    seen: list[bytes] = field(default_factory=list)
+    """What ControlNets saw, which comes last."""
 
 
 async def with_grid(wanted: Wanted, drawn: list[Drawn], services: Services) -> Answer:
@@ -44,7 +46,7 @@ async def with_grid(wanted: Wanted, drawn: list[Drawn], services: Services) -> A
 async def told(answer: Answer) -> dict[str, Any]:
     """As the call answers."""
     shown = [*answer.grids, *answer.pictures]
-    files = [one.file for one in shown if one.file is not None]
+    files = [one.file for one in shown if one.file is not None] + answer.seen
     images = await asyncio.to_thread(_encoded, files) if answer.wanted.given("send_images") else []
     return {
         "images": images,

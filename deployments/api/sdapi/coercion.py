@@ -40,7 +40,14 @@ def _text(value: Any) -> Any:
 
 
 def _mapping(value: Any) -> Any:
-    return {} if value in ([], "") else value
+    """Pairs are taken for an object, and nothing for an empty one."""
+    if not isinstance(value, list | str):
+        return value
+    pairs: Any = value
+    try:
+        return dict(pairs)
+    except (TypeError, ValueError):
+        return value
 
 
 def _bounded(value: int) -> int:

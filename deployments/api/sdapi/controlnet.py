@@ -15,7 +15,7 @@ from deployments.api.errors import shown
 from deployments.api.sdapi.coercion import Bool, Float, Int, Str
 from deployments.api.sdapi.error import Refused
 from deployments.api.sdapi.schema import GenerationBody
-from deployments.tasks.guide import ControlEntry, ImagePromptEntry
+from deployments.tasks.guide import ControlEntry, ControlMode, ImagePromptEntry
 from pipelines.control.preprocessor import (
     DEFAULT_RESOLUTION,
     MAX_RESOLUTION,
@@ -25,13 +25,18 @@ from pipelines.control.preprocessor import (
 )
 
 CONTROLNET: Final = "controlnet"
-BALANCED: Final = "Balanced"
 MAX_UNITS: Final = 10
 _HIGH_RES: Final = "High res only"
 _MODES: Final = {"Just Resize": "stretch", "Crop and Resize": "crop", "Resize and Fill": "fill"}
+_BALANCED: Final = "Balanced"
+_CONTROL_MODES: Final[dict[str, ControlMode]] = {
+    _BALANCED: "balanced",
+    "My prompt is more important": "prompt",
+    "ControlNet is more important": "control",
+}
 _WORDS: Final = {
     "resize_mode": tuple(_MODES),
-    "control_mode": (BALANCED, "My prompt is more important", "ControlNet is more important"),
+    "control_mode": tuple(_CONTROL_MODES),
     "hr_option": ("Both", "Low res only", _HIGH_RES),
 }
 """Texts that may be given as their number, too."""
@@ -77,9 +82,10 @@ class Unit(BaseModel):
     threshold_b: Float = -1.0
     guidance_start: Float = 0.0
     guidance_end: Float = 1.0
-    control_mode: Annotated[str, _word("control_mode")] = BALANCED
+    control_mode: Annotated[str, _word("control_mode")] = _BALANCED
     pixel_perfect: Bool = False
     hr_option: Annotated[str, _word("hr_option")] = "Both"
+    save_detected_map: Bool = True
 
     @property
     def picture(self) -> str | None:
@@ -108,6 +114,8 @@ class Guides:
     ip_adapter: tuple[ImagePromptEntry, ...] = ()
     labels: Mapping[str, str] | None = None
     """Of infotext."""
+    shown: tuple[bool, ...] = ()
+    """Of each ControlNet, whether what it sees is sent with the pictures."""
 
     @property
     def any(self) -> bool:
@@ -127,6 +135,7 @@ def guides_of(body: GenerationBody, preset: ModelSettings, *, hires: bool) -> Gu
     controls: list[ControlEntry] = []
     prompts: list[ImagePromptEntry] = []
     labels: dict[str, str] = {}
+    shown: list[bool] = []
     for index, unit in enumerate(_units(body)):
         if not unit.enabled:
             continue
@@ -136,10 +145,11 @@ def guides_of(body: GenerationBody, preset: ModelSettings, *, hires: bool) -> Gu
         entry = _entry(unit, preset, place)
         if isinstance(entry, ControlEntry):
             controls.append(entry)
+            shown.append(unit.save_detected_map)
         else:
             prompts.append(entry)
         labels[f"ControlNet {index}"] = _label(unit, entry)
-    return Guides(tuple(controls), tuple(prompts), labels)
+    return Guides(tuple(controls), tuple(prompts), labels, tuple(shown))
 
 
 def _units(body: GenerationBody) -> Iterator[Unit]:
@@ -154,8 +164,6 @@ def _units(body: GenerationBody) -> Iterator[Unit]:
 
 
 def _entry(unit: Unit, preset: ModelSettings, place: str) -> ControlEntry | ImagePromptEntry:
-    if unit.control_mode != BALANCED:
-        raise Refused(422, f"{place}: control_mode must be {BALANCED}, given {unit.control_mode}")
     if unit.masked:
         raise Refused(422, f"{place}: mask must be null, given a picture")
     name = _model(unit.model or "", preset)
@@ -179,6 +187,7 @@ def _entry(unit: Unit, preset: ModelSettings, place: str) -> ControlEntry | Imag
         "parameters": parameters_of(module, unit.threshold_a, unit.threshold_b),
         "resize_mode": _MODES[unit.resize_mode],
         "hires": unit.hr_option != "Low res only",
+        "mode": _CONTROL_MODES[unit.control_mode],
     }
     return _checked(ControlEntry, values, place)
 
@@ -190,6 +199,8 @@ def _image_prompt(unit: Unit, name: str, place: str) -> ImagePromptEntry:
             f"{place}: module of an IP-Adapter must be {NONE} or begin with {_IMAGE_PROMPT}, "
             f"given {shown(unit.module)}",
         )
+    if unit.control_mode != _BALANCED:
+        raise Refused(422, f"{place}: control_mode of an IP-Adapter must be {_BALANCED}")
     if (unit.guidance_start, unit.guidance_end) != (0, 1):
         raise Refused(
             422, f"{place}: guidance_start and guidance_end of an IP-Adapter must be 0 and 1"

@@ -30,6 +30,7 @@ from deployments.api.sdapi.support import check_supported
 from deployments.api.sdapi.wanted import Wanted, wanted_of
 from deployments.api.services import Services
 from deployments.api.submission import Submission
+from deployments.loras.model import folded
 from deployments.tasks.caller import HOLD_TTL_S
 from deployments.tasks.errors import StoreUnavailable
 from deployments.tasks.image import ImageOrder
@@ -81,6 +82,8 @@ class Drawn:
     """When that had ended."""
     file: bytes | None = field(repr=False)
     """None for one that was ended before it began."""
+    unknown_loras: tuple[str, ...] = ()
+    """Names of those that its prompt asks for and that are not here."""
 
     @property
     def text(self) -> str:
@@ -90,7 +93,12 @@ class Drawn:
     def drawn_on(self, by: Drawn) -> Drawn:
         """It as it is after another task."""
         return replace(
-            self, order=by.order, index=by.index, finished_at=by.finished_at, file=by.file
+            self,
+            order=by.order,
+            index=by.index,
+            finished_at=by.finished_at,
+            file=by.file,
+            unknown_loras=self.unknown_loras + by.unknown_loras,
         )
 
     def telling(self, **labels: Any) -> Metadata:
@@ -265,6 +273,7 @@ class Drawing:
         ]
         files += [None] * (order.num_images - len(files))
         first = wanted.subseed if wanted.subseed is not None else int(task.id[:8], 16)
+        unknown = _unknown_loras(wanted, order)
         return [
             Drawn(
                 wanted,
@@ -274,6 +283,7 @@ class Drawing:
                 index=index,
                 finished_at=task.finished_at or task.updated_at,
                 file=file,
+                unknown_loras=unknown,
             )
             for index, file in enumerate(files)
         ]
@@ -321,6 +331,12 @@ def drawn_pixels(wanted: Wanted) -> int:
     hires = hires_body(wanted)
     width, height = hires_target(wanted, hires) if hires else wanted.size
     return width * height
+
+
+def _unknown_loras(wanted: Wanted, order: ImageOrder) -> tuple[str, ...]:
+    _, _, entries = wanted.encoded_prompts()
+    worn = {folded(lora.name) for lora in order.loras}
+    return tuple(each.name for each in entries if each.name and folded(each.name) not in worn)
 
 
 def _digest(new: Submission) -> str:

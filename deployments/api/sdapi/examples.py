@@ -58,7 +58,7 @@ PNG_INFO = _ok(
     "Its metadata.",
     {
         "info": "a fox\nSteps: 20, Sampler: Euler a, CFG scale: 7.0, Seed: 7, Size: 512x512",
-        "items": {"parameters": "..."},
+        "items": {"daguerre": "..."},
         "parameters": {"Prompt": "a fox", "Steps": "20", "Seed": "7"},
     },
 )

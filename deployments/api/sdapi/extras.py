@@ -34,7 +34,7 @@ Share = Annotated[Float, Field(ge=0, le=1)]
 
 
 class ExtrasBody(BaseModel):
-    """What both have in common; null stands for the default, unknown fields are ignored."""
+    """What both have in common; unknown fields are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 

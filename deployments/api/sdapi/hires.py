@@ -39,14 +39,14 @@ def _named_sampler(body: Txt2ImgBody) -> str | None:
 def hires_target(wanted: Wanted, body: Txt2ImgBody) -> tuple[int, int]:
     """Width and height of the result, pixels, both a multiple of 8."""
     resize = {"resize_x": wanted.given("hr_resize_x"), "resize_y": wanted.given("hr_resize_y")}
-    size = hires_size(*wanted.size, scale=wanted.given("hr_scale"), **resize)
+    size = hires_size(*wanted.asked_size, scale=wanted.given("hr_scale"), **resize)
     return size.width - size.width % SIDE_STEP_PX, size.height - size.height % SIDE_STEP_PX
 
 
 def hires_enlarged(wanted: Wanted, body: Txt2ImgBody) -> HiresSize:
     """That, and what is enlarged to before it is cut to that."""
     width, height = hires_target(wanted, body)
-    return hires_size(*wanted.size, resize_x=width, resize_y=height)
+    return hires_size(*wanted.asked_size, resize_x=width, resize_y=height)
 
 
 def hires_fields(wanted: Wanted, body: Txt2ImgBody) -> dict[str, Any]:

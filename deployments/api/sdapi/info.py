@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
+from deployments.api.errors import shown
 from deployments.api.sdapi.checkpoint import short_hash
 from deployments.api.sdapi.drawing import Drawn
 from deployments.api.sdapi.label import VERSION, strength
@@ -43,7 +44,7 @@ def info_of(wanted: Wanted, pictures: Sequence[Drawn], grids: Sequence[Drawn]) -
             "face_restoration_model": wanted.face_restorer,
             "sd_model_name": wanted.model,
             "sd_model_hash": short_hash(wanted.cards, wanted.model),
-            "sd_vae_name": None,
+            "sd_vae_name": wanted.vae,
             "sd_vae_hash": None,
             "seed_resize_from_w": wanted.given("seed_resize_from_w"),
             "seed_resize_from_h": wanted.given("seed_resize_from_h"),
@@ -56,6 +57,12 @@ def info_of(wanted: Wanted, pictures: Sequence[Drawn], grids: Sequence[Drawn]) -
             "clip_skip": wanted.clip_skip,
             "is_using_inpainting_conditioning": False,
             "version": VERSION,
-            "comments": "\n".join(wanted.comments),
+            "comments": "\n".join([*wanted.comments, *_unknown_loras(pictures)]),
         }
     )
+
+
+def _unknown_loras(pictures: Sequence[Drawn]) -> list[str]:
+    """What is said of LoRAs that the prompts name and no picture wears."""
+    names = dict.fromkeys(name for one in pictures for name in one.unknown_loras)
+    return [f"LoRAs that are not here were left out: {shown(', '.join(names))}"] if names else []

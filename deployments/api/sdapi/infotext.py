@@ -13,6 +13,7 @@ _FIELDS: dict[str, str] = {
     "Sampler": "sampler_name",
     "Schedule type": "scheduler",
     "CFG scale": "cfg_scale",
+    "Image CFG scale": "image_cfg_scale",
     "Seed": "seed",
     "Size-1": "width",
     "Size-2": "height",
@@ -35,12 +36,24 @@ _FIELDS: dict[str, str] = {
 }
 _HIRES = {"Hires upscale", "Hires upscaler", "Hires resize-1", "Hires resize-2"}
 """Any of these tells of a second pass."""
+_NOISE = "RNG"
+_WEB_UI = "v1."
+"""Its versions, where nothing of the noise is told, drew it on a GPU; other programs did not."""
 _OPTIONS: dict[str, str] = {
     "Clip skip": "CLIP_stop_at_last_layers",
     "ENSD": "eta_noise_seed_delta",
     "Tiling": "tiling",
     "Emphasis": "emphasis",
     "Noise multiplier": "initial_noise_multiplier",
+    _NOISE: "randn_source",
+    "VAE": "sd_vae",
+    "Eta": "eta_ancestral",
+    "Eta DDIM": "eta_ddim",
+    "NGMS": "s_min_uncond",
+    "Sigma churn": "s_churn",
+    "Sigma tmin": "s_tmin",
+    "Sigma tmax": "s_tmax",
+    "Sigma noise": "s_noise",
 }
 
 
@@ -49,9 +62,14 @@ def fields_of(text: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
     Not which model drew it: the web UI, too, disregards that unless told otherwise.
     """
-    said = {key: value for key, value in parse(text).items() if DEFAULTS.get(key) != value}
+    found = parse(text)
+    said = {key: value for key, value in found.items() if DEFAULTS.get(key) != value}
+    if str(found.get("Version")).startswith(_WEB_UI):
+        said[_NOISE] = found[_NOISE]
     fields = {_FIELDS[key]: value for key, value in said.items() if key in _FIELDS}
     if _HIRES & said.keys():
         fields["enable_hr"] = True
+    if "Face restoration" in said:
+        fields["restore_faces"] = True
     options = {_OPTIONS[key]: value for key, value in said.items() if key in _OPTIONS}
     return fields, options

@@ -7,6 +7,7 @@ from typing import Any
 from deployments.api.sdapi.checkpoint import short_hash
 from deployments.api.sdapi.embedding import embedding_hashes
 from deployments.api.sdapi.hires import hires_body, hires_labels
+from deployments.api.sdapi.options import NOISE
 from deployments.api.sdapi.sampler import shown_schedule
 from deployments.api.sdapi.schema import Img2ImgBody
 from deployments.api.sdapi.wanted import Wanted
@@ -15,6 +16,13 @@ from pipelines.webui.sampler import WEBUI_SAMPLERS
 
 VERSION = "v1.10.1-daguerre"
 """Clients compare it with what they need."""
+SIGMA_LABELS = {
+    "s_churn": "Sigma churn",
+    "s_tmin": "Sigma tmin",
+    "s_tmax": "Sigma tmax",
+    "s_noise": "Sigma noise",
+}
+"""Fields and options of one name. The option goes before the field, and only it is told."""
 _CONTENTS = {FILL: "fill", LATENT_NOISE: "latent noise", LATENT_NOTHING: "latent nothing"}
 
 
@@ -29,18 +37,20 @@ def labels_of(wanted: Wanted) -> dict[str, Any]:
         if by_timestep
         else shown_schedule(wanted.sampler, wanted.schedule),
         "CFG scale": wanted.given("cfg_scale"),
+        "Image CFG scale": getattr(wanted.body, "image_cfg_scale", None),
         "Seed": None,
         "Face restoration": wanted.face_restorer,
         "Size": f"{width}x{height}",
         "Model hash": short_hash(wanted.cards, wanted.model),
         "Model": wanted.model,
+        "VAE": wanted.vae,
         "Variation seed": None,
         "Variation seed strength": wanted.given("subseed_strength") or None,
         "Seed resize from": _seed_size(wanted),
         "Denoising strength": strength(wanted),
         "Clip skip": wanted.clip_skip if wanted.clip_skip > 1 else None,
         "ENSD": wanted.options["eta_noise_seed_delta"] or None,
-        "RNG": "CPU",
+        "RNG": wanted.options[NOISE] if wanted.options[NOISE] != "GPU" else None,
         "Tiling": wanted.option("tiling", "tiling") or None,
     }
     if hires := hires_body(wanted):
@@ -48,7 +58,8 @@ def labels_of(wanted: Wanted) -> dict[str, Any]:
     if isinstance(wanted.body, Img2ImgBody) and wanted.body.mask:
         labels |= _of_mask(wanted, wanted.body)
     if wanted.eta is not None and wanted.eta != (0 if by_timestep else 1):
-        labels["Eta"] = wanted.eta
+        labels["Eta DDIM" if by_timestep else "Eta"] = wanted.eta
+    labels |= {label: wanted.ruling_option(key) for key, label in SIGMA_LABELS.items()}
     if isinstance(wanted.body, Img2ImgBody):
         multiplier = wanted.option("initial_noise_multiplier", "initial_noise_multiplier")
         labels["Noise multiplier"] = multiplier if multiplier != 1 else None

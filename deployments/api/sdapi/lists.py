@@ -13,6 +13,7 @@ from deployments.api.sdapi.embedding import embedding_list
 from deployments.api.sdapi.extras import realesrgan_list, restorer_list, upscaler_list
 from deployments.api.sdapi.route import SdapiRoute
 from deployments.api.sdapi.script import script_info, script_list
+from deployments.api.sdapi.vae import vae_list
 from pipelines.webui.upscale import LATENT_UPSCALERS
 
 router = APIRouter(prefix="/sdapi/v1", route_class=SdapiRoute, include_in_schema=False)
@@ -61,6 +62,10 @@ async def sd_models(services: ServicesDep) -> Items:
 
 
 @router.get("/sd-vae")
+async def sd_vae(services: ServicesDep) -> Items:
+    return vae_list(services.settings)
+
+
 @router.get("/hypernetworks")
 @router.get("/extensions")
 async def none_of_them() -> Items:

@@ -33,5 +33,5 @@ async def info_of_picture(image: str, services: Services) -> dict[str, Any]:
     """Raises InvalidImage, Refused."""
     data = await checked_picture(image, "image", services)
     texts = await asyncio.to_thread(read_texts, data)
-    info = texts.get(PARAMETERS, "")
-    return {"info": info, "items": texts, "parameters": parse(info) if info else {}}
+    info = texts.pop(PARAMETERS, "")
+    return {"info": info, "items": texts, "parameters": parse(info)}

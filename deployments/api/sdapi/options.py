@@ -18,6 +18,7 @@ from configs.settings import Settings
 from deployments.api.errors import shown
 from deployments.api.sdapi.checkpoint import UNKNOWN, Cards, find_model, title
 from deployments.api.sdapi.coercion import Bool, Float, Str
+from deployments.api.sdapi.vae import ITS_OWN, UNSAID, VAE, vae_names
 from pipelines.emphasis import EMPHASES
 from pipelines.errors import InvalidRequest
 
@@ -27,6 +28,10 @@ CLIP_SKIP = "CLIP_stop_at_last_layers"
 MAX_VALUE_CHARS = 4000
 MAX_CLIP_SKIP = 12
 FILE_FORMATS = {"png": "png", "jpg": "jpeg", "jpeg": "jpeg", "webp": "webp"}
+
+NOISE = "randn_source"
+NOISE_SOURCES = {"CPU": "cpu", "GPU": "cuda", "NV": "cuda"}
+"""A worker of any device draws the noise of either."""
 
 RESTRICTED = frozenset({"api_enable_requests", "api_forbid_local_requests", "api_useragent"})
 """Calls over HTTP leave them as they are."""
@@ -39,9 +44,7 @@ _READERS: dict[type, TypeAdapter[Any]] = {
 _FROM_SETTINGS = frozenset({CHECKPOINT, "sd_checkpoint_hash"})
 
 _SAME = {
-    "randn_source": ("CPU", "GPU"),  # noise is drawn on the CPU, so a seed means the same anywhere
     "upscaler_for_img2img": (None, "", "None", "Lanczos"),
-    "sd_vae": (None, "", "Automatic", "None"),
     "sd_unet": (None, "", "Automatic", "None"),
     "sd_hypernetwork": (None, "", "None"),
     "sd_lora": (None, "", "None"),
@@ -99,6 +102,8 @@ def checked(
             kept[key] = _model(value, settings, field, cards)
         elif key == RESTORER:
             kept[key] = _restorer(value, settings, field)
+        elif key == VAE:
+            kept[key] = _vae(value, settings, field)
         else:
             kept[key] = _value(key, value, field)
     return kept
@@ -112,6 +117,8 @@ def _value(key: str, value: Any, field: str) -> Any:
         raise InvalidRequest(field, f"{key} must be {same[-1]!r} here, given {shown(value)}")
     if key == "samples_format" and value not in FILE_FORMATS:
         raise InvalidRequest(field, f"{key} must be png, jpg or webp, given {shown(value)}")
+    if key == NOISE and value not in NOISE_SOURCES:
+        raise InvalidRequest(field, f"{key} must be CPU, GPU or NV, given {shown(value)}")
     if key == "emphasis" and value not in EMPHASES:
         raise InvalidRequest(field, f"{key} must be one of {EMPHASES}, given {shown(value)}")
     if key == CLIP_SKIP and not 1 <= value <= MAX_CLIP_SKIP:
@@ -144,6 +151,15 @@ def _restorer(value: Any, settings: Settings, field: str) -> Any:
     known = (catalogue()[RESTORER], *settings.face_restorers)
     if name not in known:
         raise InvalidRequest(field, f"there is no face restorer {shown(name)}")
+    return name
+
+
+def _vae(value: Any, settings: Settings, field: str) -> Any:
+    name = _value(VAE, value, field)
+    if name not in UNSAID and name not in (known := (ITS_OWN, *vae_names(settings))):
+        raise InvalidRequest(
+            field, f"{VAE} must be Automatic or one of {', '.join(known)}, given {shown(name)}"
+        )
     return name
 
 

@@ -59,12 +59,17 @@ async def img2img(
 async def _drawn(
     body: GenerationBody, request: Request, services: Services, owner: str, calls: BlockingDep
 ) -> dict[str, Any]:
-    stored = await services.store.callers.options(owner)
-    drawing = Drawing(body, services, calls, owner, stored, await read_cards(services))
+    stored, cards = await services.store.callers.options(owner), await read_cards(services)
+    drawing = Drawing(body, services, calls, owner, stored, cards)
     try:
-        return await told(await calls.attended(request, answer_of(drawing, body)))
+        answer = await calls.attended(request, answer_of(drawing, body))
     finally:
         await drawing.close()
+    over = body.override_settings or {}
+    if over and not body.given("override_settings_restore_afterwards"):
+        kept = options.checked(over, services.settings, "override_settings", cards)
+        await services.store.callers.set_options(owner, kept)
+    return await told(answer)
 
 
 @router.post("/extra-single-image", summary="Enlarge a picture", responses=examples.ENLARGED)

@@ -50,7 +50,9 @@ class GenerationBody(BaseModel):
     override_settings: Dict | None = Field(
         None, description="Options for this request alone, such as sd_model_checkpoint."
     )
-    override_settings_restore_afterwards: Bool | None = True
+    override_settings_restore_afterwards: Bool | None = Field(
+        True, description="false: they are kept as yours, as if `options` had been sent."
+    )
     refiner_checkpoint: Str | None = None
     refiner_switch_at: Float | None = None
     disable_extra_networks: Bool | None = False

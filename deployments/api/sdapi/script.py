@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from deployments.api.errors import shown
 from deployments.api.sdapi import face
 from deployments.api.sdapi.answer import Answer, with_grid
 from deployments.api.sdapi.controlnet import CONTROLNET
+from deployments.api.sdapi.detected import detected_maps
 from deployments.api.sdapi.drawing import Drawing
 from deployments.api.sdapi.error import Refused
 from deployments.api.sdapi.generation import generated
@@ -27,7 +28,11 @@ from deployments.api.sdapi.scripts.outpaint import (
 from deployments.api.sdapi.scripts.plot import PlotArguments, xyz_plot
 from deployments.api.sdapi.submission import sent_of
 
-ALWAYS_ON = ("comments", CONTROLNET, face.NAME)
+_PAGE_ONLY = ("sampler", "seed", "extra options")
+"""Parts of the web UI's page: over its API their arguments mean nothing."""
+_OFF = ("refiner", "hypertile", "soft inpainting")
+"""Not here: their first argument switches them on, which is refused."""
+ALWAYS_ON = ("comments", *_OFF[:1], *_PAGE_ONLY, *_OFF[1:], CONTROLNET, face.NAME)
 """Their `args` are read where they mean something."""
 KINDS = ("txt2img", "img2img")
 
@@ -75,7 +80,8 @@ async def answer_of(drawing: Drawing, body: GenerationBody) -> Answer:
         return await script.run(drawing, body, body.script_args or [])
     wanted = drawing.wanted(body)
     drawn = await generated(drawing, wanted, await sent_of(wanted, drawing.services))
-    return await with_grid(wanted, drawn, drawing.services)
+    answer = await with_grid(wanted, drawn, drawing.services)
+    return replace(answer, seen=await detected_maps(drawn, drawing.services))
 
 
 def _check_always_on(name: str, given: Any) -> None:
@@ -88,6 +94,8 @@ def _check_always_on(name: str, given: Any) -> None:
     args = given.get("args", []) if isinstance(given, Mapping) else None
     if not isinstance(args, list):
         raise Refused(422, f"Script {shown(name)} takes an object with a list of args")
+    if name.lower() in _OFF and args[:1] not in ([], [None], [False]):
+        raise Refused(422, f"Script {shown(name)} is not here: its first argument must be false")
 
 
 def script_list() -> dict[str, list[str]]:

@@ -12,7 +12,7 @@ from configs.settings import Settings
 from deployments.api.sdapi import options
 from deployments.api.sdapi.error import FIELDS, Refused
 from deployments.api.sdapi.hires import hires_body, hires_fields
-from deployments.api.sdapi.label import labels_of, mask_blur
+from deployments.api.sdapi.label import SIGMA_LABELS, labels_of, mask_blur
 from deployments.api.sdapi.picture import grey_mask, sent_bytes, sent_files
 from deployments.api.sdapi.schema import GenerationBody, Img2ImgBody
 from deployments.api.sdapi.wanted import Wanted
@@ -25,8 +25,6 @@ from pipelines.errors import InvalidRequest
 
 _MODES: tuple[ResizeMode, ...] = ("stretch", "crop", "fill", "latent")
 _CONTENTS: tuple[MaskedContent, ...] = ("fill", "original", "noise", "nothing")
-SIGMA_FIELDS = ("s_churn", "s_tmin", "s_tmax", "s_noise", "s_min_uncond")
-"""Fields and options of the same names."""
 KEY_PREFIX = "sdapi:"
 """Before a `force_task_id` among a caller's idempotency keys."""
 
@@ -81,6 +79,7 @@ def submission_of(wanted: Wanted, sent: Sent, settings: Settings) -> Submission:
         model=wanted.model,
         init_image=sent.inits[0] if sent.inits else None,
         mask_image=sent.mask,
+        skips_unknown_loras=True,
     )
 
 
@@ -137,14 +136,19 @@ def _fields(wanted: Wanted, settings: Settings) -> dict[str, Any]:
 def _webui(wanted: Wanted, rounding: str) -> dict[str, Any]:
     size = (wanted.given("seed_resize_from_w"), wanted.given("seed_resize_from_h"))
     strength = wanted.given("subseed_strength")
-    fields = {name: wanted.option(name, name) for name in SIGMA_FIELDS}
+    fields = {"s_min_uncond": wanted.option("s_min_uncond", "s_min_uncond")}
+    for name in SIGMA_LABELS:
+        over = wanted.ruling_option(name)
+        fields[name] = wanted.option(name, name) if over is None else over
     if isinstance(wanted.body, Img2ImgBody):
         key = "initial_noise_multiplier"
         fields["noise_multiplier"] = wanted.option(key, key)
         fields["exact_steps"] = wanted.options["img2img_fix_steps"]
+        fields["mask_round"] = wanted.given("mask_round")
     if hires := hires_body(wanted):
         fields["hires"] = hires_fields(wanted, hires)
     return fields | {
+        "noise_source": options.NOISE_SOURCES[wanted.options[options.NOISE]],
         "sampler": wanted.sampler,
         "scheduler": wanted.schedule,
         "steps_before": wanted.steps_before,

@@ -34,6 +34,8 @@ def _refusals(wanted: Wanted, settings: Settings) -> Iterator[Refusal]:
         must = f"one of those that the setting face_restorers names ({known})"
         yield RESTORER, must, named
     if hires := hires_body(wanted):
+        if body.firstpass_image:
+            yield "firstpass_image", "null where enable_hr is true", "a picture"
         yield from hires_refusals(wanted, hires, settings)
     if isinstance(body, Img2ImgBody):
         yield from _of_picture(wanted, body)

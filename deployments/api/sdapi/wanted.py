@@ -10,10 +10,12 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 
 from configs.settings import Settings
+from deployments.api.errors import shown
 from deployments.api.sdapi import infotext, options
 from deployments.api.sdapi.checkpoint import UNKNOWN, Cards
 from deployments.api.sdapi.controlnet import Guides, guides_of
 from deployments.api.sdapi.schema import GenerationBody, Txt2ImgBody
+from deployments.api.sdapi.vae import VAE, model_with_vae, vae_name, vae_names
 from deployments.api.style import read_styles, styled
 from deployments.tasks.limit import check_lengths
 from deployments.tasks.lora import LoraEntry
@@ -45,6 +47,8 @@ class Wanted:
     """Of an earlier pass over the same picture."""
     restorers: tuple[str, ...] = ()
     """Names of the face restorers that are here."""
+    vae: str | None = None
+    """What stands in for the model's own."""
 
     @property
     def model(self) -> str:
@@ -57,12 +61,18 @@ class Wanted:
     @property
     def size(self) -> tuple[int, int]:
         """Width and height, pixels, both a multiple of 8."""
+        width, height = self.asked_size
+        return width - width % 8, height - height % 8
+
+    @property
+    def asked_size(self) -> tuple[int, int]:
+        """As it is given, of which a second pass is reckoned."""
         width, height = self.given("width"), self.given("height")
         if isinstance(self.body, Txt2ImgBody) and self.body.firstphase_width:
             width = self.body.firstphase_width
         if isinstance(self.body, Txt2ImgBody) and self.body.firstphase_height:
             height = self.body.firstphase_height
-        return width - width % 8, height - height % 8
+        return width, height
 
     @property
     def eta(self) -> float | None:
@@ -86,9 +96,12 @@ class Wanted:
     @property
     def comments(self) -> list[str]:
         """What was asked for and is left out."""
+        found = []
         if self.restores_faces and not self.restorers:
-            return ["Faces are not restored: the setting face_restorers names no network."]
-        return []
+            found = ["Faces are not restored: the setting face_restorers names no network."]
+        networks = {} if self.body.disable_extra_networks else self._encoded(self.prompt)[1]
+        names = ", ".join(args[0] for args in networks.get("hypernet", ()))
+        return [*found, f"Hypernetworks are not here: {shown(names)}"] if names else found
 
     @property
     def face_restorer(self) -> str | None:
@@ -114,6 +127,11 @@ class Wanted:
         value = getattr(self.body, field)
         return self.options[key] if value is None else value
 
+    def ruling_option(self, key: str) -> Any:
+        """An option that goes before the field of its name, as it is not its default; or None."""
+        found = self.options[key]
+        return None if found == options.catalogue()[key] else found
+
     def encoded_prompts(self) -> tuple[str, str, list[LoraEntry]]:
         """Both prompts as they are encoded, without comments and tags, and the LoRAs to wear.
 
@@ -123,8 +141,6 @@ class Wanted:
         negative, _ = self._encoded(self.negative_prompt)
         if self.body.disable_extra_networks:
             return prompt, negative, []
-        if "hypernet" in networks:
-            raise InvalidRequest("prompt", "prompt names a hypernetwork, and this server has none")
         try:
             entries = [_entry(tag) for tag in lora_tags(networks)]
         except ValueError:
@@ -171,14 +187,18 @@ def wanted_of(
     Raises InvalidRequest, Refused, and RequestValidationError for infotext that does not fit.
     """
     body, said = _with_infotext(body)
+    if said.get(VAE) not in vae_names(settings):
+        said.pop(VAE, None)
     overrides = said | (body.override_settings or {})
     over = options.checked(overrides, settings, "override_settings", cards)
     values = options.effective(settings, stored, over)
+    chosen, must = values[options.CHECKPOINT], VAE in (body.override_settings or {})
+    values[options.CHECKPOINT] = model_with_vae(settings, chosen, values, must=must)
     known = read_styles(settings.styles_file)
     worn = [known[name] for name in body.styles or () if name in known]
     prompts = body.prompt or "", body.negative_prompt or ""
-    prompt, negative = styled(prompts, worn)
-    hires_prompts = styled(_hires_prompts(body, prompts), worn)
+    prompt, negative = _plain(styled(prompts, worn), values)
+    hires_prompts = _plain(styled(_hires_prompts(body, prompts), worn), values)
     texts = dict(zip(("hr_prompt", "hr_negative_prompt"), hires_prompts, strict=True))
     check_lengths(settings.limits, prompt=prompt, negative_prompt=negative, **texts)
     sampler, schedule = resolve_sampler(body.sampler_name or body.sampler_index, body.scheduler)
@@ -186,7 +206,15 @@ def wanted_of(
     hires = isinstance(body, Txt2ImgBody) and bool(body.enable_hr)
     guides = guides_of(body, preset, hires=hires)
     wanted = Wanted(body, values, prompt, negative, hires_prompts, sampler, schedule, guides, cards)
-    return replace(wanted, restorers=tuple(settings.face_restorers))
+    vae = vae_name(settings, values[options.CHECKPOINT])
+    return replace(wanted, restorers=tuple(settings.face_restorers), vae=vae)
+
+
+def _plain(prompts: tuple[str, str], values: Mapping[str, Any]) -> tuple[str, str]:
+    """Without comments, unless an option keeps them."""
+    if not values["enable_prompt_comments"]:
+        return prompts
+    return strip_comments(prompts[0]), strip_comments(prompts[1])
 
 
 def _hires_prompts(body: GenerationBody, prompts: tuple[str, str]) -> tuple[str, str]:

@@ -43,6 +43,7 @@ async def test_an_order_keeps_names_numbers_and_the_pictures_as_they_were_sent(
         "parameters": [50, 200],
         "resize_mode": "crop",
         "hires": True,
+        "mode": "balanced",
     }
     (prompt,) = order["image_prompts"]
     assert (prompt["name"], prompt["weight"]) == ("face", 0.7)

@@ -107,6 +107,26 @@ def test_filled_content_takes_the_colours_around_the_mask(mask):
     assert (red, green, blue) == pytest.approx((0, 128, 128), abs=8)
 
 
+@pytest.mark.parametrize("content", ["noise", "nothing"])
+def test_what_the_latents_replace_is_painted_over_first(mask, content):
+    teal = Image.new("RGB", mask.size, "teal")
+    teal.paste("red", BOX)
+    canvas = lay_out(teal, mask, Placement(width=96, height=64, masked_content=content))
+    assert canvas.masked_content == content
+    assert canvas.init_image[28, 48].astype(int) == pytest.approx((0, 128, 128), abs=8)
+
+
+@pytest.mark.parametrize(("doubled", "level"), [(False, 100), (True, 200)])
+def test_grey_of_a_mask_counts_double_as_in_the_web_ui_where_that_is_asked_for(
+    photo, doubled, level
+):
+    grey = Image.new("L", photo.size, 100)
+    placement = Placement(width=96, height=64, grey_counts_double=doubled)
+    assert (lay_out(photo, grey, placement).overlay.mask == level).all()
+    part = Placement(width=96, height=64, grey_counts_double=doubled, masked_padding=0)
+    assert (lay_out(photo, grey, part).overlay.mask == 100).all()
+
+
 def test_a_mask_of_another_size_is_scaled_to_its_picture(photo):
     small = Image.new("L", (48, 32), 0)
     small.paste(255, (24, 8, 28, 20))

@@ -12,6 +12,7 @@ import torch
 from pipelines.components import Components
 from pipelines.diffusion import Diffusion, ImageState, check_request, row_count
 from pipelines.diffusion.check import MOST_TEXTS
+from pipelines.emphasis import Emphasis
 from pipelines.engine.engine import Engine
 from pipelines.engine.request import ImageRequest, Picture
 from pipelines.errors import InvalidRequest
@@ -187,3 +188,40 @@ def test_layers_are_left_out_of_the_negative_prompt_too_where_it_is_asked(
     expected = encode_prompts(sd, [skipped])[skipped].tokens
     torch.testing.assert_close(negative(negative_clip_skip=1), expected)
     assert not torch.allclose(negative(clip_skip=1), expected)
+
+
+def test_clip_skip_leaves_the_encoders_of_sdxl_whole(
+    sd: Components, xl: Components, edited: MakeRequest
+) -> None:
+    for parts, same in ((sd, False), (xl, True)):
+        skipped = told(parts, edited(prompt="a cat", clip_skip=1, negative_clip_skip=1))[0]
+        assert torch.equal(skipped, tokens_of(parts, "a cat")) is same
+
+
+def test_the_texts_of_a_prompt_get_back_the_mean_of_all_of_them(
+    sd: Components, edited: MakeRequest
+) -> None:
+    prompt = "a (cat:1.5) [on:under:3] a mat"
+    first, *_, last = told(sd, edited(prompt=prompt, num_inference_steps=4))
+    texts = ["a (cat:1.5) on a mat", "a (cat:1.5) under a mat"]
+    plain, weighted = (
+        [encoded(sd, text, emphasis) for text in texts] for emphasis in ("Ignore", "No norm")
+    )
+    before, after = (one.mean() + two.mean() for one, two in (plain, weighted))
+    torch.testing.assert_close(first, weighted[0] * (before / after))
+    torch.testing.assert_close(last, weighted[1] * (before / after))
+
+
+def test_the_texts_of_a_prompt_are_as_long_as_the_longest(
+    sd: Components, edited: MakeRequest
+) -> None:
+    request = edited(prompt="a [cat:cat BREAK dog:0.5]", num_inference_steps=4)
+    first, *_, last = told(sd, request)
+    torch.testing.assert_close(first, torch.cat([tokens_of(sd, "a cat"), tokens_of(sd, "")], 1))
+    torch.testing.assert_close(last, tokens_of(sd, "a cat BREAK dog"))
+
+
+@torch.inference_mode()
+def encoded(parts: Components, text: str, emphasis: Emphasis) -> torch.Tensor:
+    prompt = Prompt(text, weighting=True, long=True, emphasis=emphasis)
+    return encode_prompts(parts, [prompt])[prompt].tokens

@@ -14,8 +14,10 @@ from pipelines.components import Components
 from pipelines.diffusion import Diffusion, ImageState, check_request
 from pipelines.engine.request import ImageRequest, Mask, Overlay, Picture
 from pipelines.errors import InvalidRequest
+from pipelines.philox import PhiloxGenerator
 from pipelines.sampler_table import SamplerState
 from pipelines.webui.mask import latent_mask
+from pipelines.webui.noise import slerp
 from pipelines.webui.sampler import WEBUI_SAMPLERS
 from pipelines.webui.sigma import model_sigmas
 from pipelines.webui.table import ADAPTIVE
@@ -64,6 +66,17 @@ def test_a_picture_of_any_sampler_does_not_depend_on_its_neighbours(
         # the lengths of adaptive steps carry the rounding of a batch on
         most = 24 if request.scheduler == ADAPTIVE else 1
         assert apart(picture, draw(components, request)[0]) <= most, request.scheduler
+
+
+@torch.inference_mode()
+def test_noise_may_be_that_of_a_gpu(sd: Components, webui: MakeRequest) -> None:
+    request = webui(noise_source="cuda", variation_seed=8, variation_strength=0.3)
+    (state,) = Diffusion(sd).prepare([request])
+    first, later = (generator := PhiloxGenerator(7)).randn((4, 8, 8)), generator.randn((4, 8, 8))
+    noise = slerp(0.3, first, PhiloxGenerator(8).randn((4, 8, 8)))
+    sampler = sampler_of(state)
+    torch.testing.assert_close(sampler.latents[0], noise * sampler.table.init_noise_sigma)
+    assert torch.equal(sampler.drawn()[0], later)
 
 
 @torch.inference_mode()

@@ -66,9 +66,13 @@ class WebUi:
             await asyncio.sleep(0.02)
 
     async def claim(self) -> Any:
-        """The next task, if there is any."""
-        queue, store = self.api.settings.default_model, self.api.services.store
-        return await store.claim(queue, "painter", limit=1, request_id=uuid4().hex)
+        """The next task of the default model, if there is any."""
+        return await self.claim_of(self.api.settings.default_model)
+
+    async def claim_of(self, model: str) -> Any:
+        """The next task of a model."""
+        store = self.api.services.store
+        return await store.claim(model, "painter", limit=1, request_id=uuid4().hex)
 
     async def draw(self, path: str, **body: Any) -> dict[str, Any]:
         """The answer of a call, drawn at once: picture i has the grey level of its seed."""

@@ -1,5 +1,7 @@
 """What workers tell of a model's files: hashes and embeddings, in lists, options and infotext."""
 
+import json
+
 import pytest
 
 from deployments.tasks.card import EmbeddingCard, ModelCard
@@ -105,5 +107,6 @@ async def test_dyn_of_a_lora_is_its_rank(told):
 
 async def test_no_hypernetwork_is_here(told):
     assert await told.get("hypernetworks") == []
-    refused = await told.refusal("txt2img", **SMALL | {"prompt": "a fox <hypernet:a:1>"})
-    assert refused == (422, "prompt")
+    answer = await told.draw("txt2img", **SMALL | {"prompt": "a fox <hypernet:a:1>"})
+    assert told.order["prompt"] == "a fox "
+    assert "Hypernetworks are not here: 'a'" in json.loads(answer["info"])["comments"]

@@ -51,10 +51,12 @@ async def test_values_are_read_as_loosely_as_clients_send_them(webui):
         batch_size=True,
         styles=["a", 1],
         hr_second_pass_steps=12.5,
-        override_settings=[],
+        override_settings=[["CLIP_stop_at_last_layers", 2]],
+        alwayson_scripts=[],
         seed=-5,
     )
     order = webui.order
+    assert order["clip_skip"] == 1
     assert (order["prompt"], order["num_inference_steps"]) == ("123", 7)
     assert (order["width"], order["height"], order["num_images"]) == (512, 256, 1)
 
@@ -152,6 +154,7 @@ async def test_a_picture_tells_in_its_file_how_it_was_drawn_and_can_be_asked_aga
     told = await webui.posted("png-info", image=answer["images"][0])
     assert told["info"] == text
     assert told["parameters"]["Seed"] == "7"
+    assert set(told["items"]) == {"daguerre"}
     first = webui.order
     await webui.draw("txt2img", infotext=text)
     assert {k: v for k, v in webui.order.items() if k != "client_id"} == {
@@ -219,12 +222,41 @@ async def test_noise_is_a_field_s_else_an_option_s(webui):
     assert webui.order["eta"] == 0.5
     assert (webui.order["webui"]["s_churn"], webui.order["webui"]["s_noise"]) == (2, 1.1)
     assert webui.order["webui"]["eta_noise_seed_delta"] == 31337
-    await webui.draw("txt2img", **body, eta=0, s_churn=1, s_tmax=5, s_min_uncond=2)
+    told = json.loads((await webui.draw("txt2img", **body))["info"])["infotexts"][0]
+    assert ", Eta: 0.5, Sigma churn: 2.0, Sigma noise: 1.1, " in told
+    given = {"eta": 0, "s_churn": 1, "s_tmax": 5, "s_min_uncond": 2}
+    answer = await webui.draw("txt2img", **body, **given)
     drawn = webui.order["webui"]
-    assert (webui.order["eta"], drawn["s_churn"], drawn["s_tmax"]) == (0, 1, 5)
+    assert (webui.order["eta"], drawn["s_churn"], drawn["s_tmax"]) == (0, 2, 5)
     assert drawn["s_min_uncond"] == 2
+    told = json.loads(answer["info"])["infotexts"][0]
+    assert "Sigma tmax" not in told
+    again = {name: SMALL[name] for name in ("width", "height")}
+    await webui.draw("txt2img", **again, infotext=told, s_tmax=5)
+    assert webui.order["eta"] == 0
+    assert webui.order["webui"] == drawn
     await webui.draw("txt2img", **SMALL, sampler_name="DDIM")
     assert webui.order["eta"] == 0
+
+
+@pytest.mark.parametrize(
+    ("option", "source", "told"),
+    [("CPU", "cpu", ", RNG: CPU"), ("GPU", "cuda", ""), ("NV", "cuda", ", RNG: NV")],
+)
+async def test_where_noise_is_drawn_is_an_option_and_told(webui, option, source, told):
+    answer = await webui.draw("txt2img", **SMALL, override_settings={"randn_source": option})
+    assert webui.order["webui"]["noise_source"] == source
+    (text,) = json.loads(answer["info"])["infotexts"]
+    assert f"Model: embedded{told}, Version" in text
+    await webui.draw("txt2img", infotext=text)
+    assert webui.order["webui"]["noise_source"] == source
+
+
+async def test_noise_is_that_of_a_gpu_for_infotext_of_the_web_ui_that_tells_of_none(webui):
+    text = "a fox\nSteps: 2, Sampler: Euler, Seed: 9, Size: 64x64, Version: "
+    for version, source in (("v1.9.4", "cuda"), ("daguerre", "cpu")):
+        await webui.draw("txt2img", infotext=text + version)
+        assert webui.order["webui"]["noise_source"] == source
 
 
 async def test_variations_share_a_seed_and_count_their_own(webui):
@@ -272,6 +304,16 @@ async def test_loras_of_the_prompt_are_worn_by_the_web_ui_s_order_of_weights(web
     assert webui.order["loras"] == []
 
 
+async def test_loras_that_are_not_here_are_left_out_and_told(webui):
+    await webui.api.lora("ink")
+    prompt = "<lora:nobody:1>a <lora:Ink:0.5>fox<lora:none:2>"
+    answer = await webui.draw("txt2img", **SMALL | {"prompt": prompt})
+    assert [(one["name"], one["weight"]) for one in webui.order["loras"]] == [("ink", 0.5)]
+    assert webui.order["prompt"] == "a fox"
+    comments = json.loads(answer["info"])["comments"]
+    assert comments == "LoRAs that are not here were left out: 'nobody, none'"
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [
@@ -306,7 +348,11 @@ async def test_scripts_that_are_not_here_are_refused(webui):
         assert refused[0] == 422
         assert told in refused[1]
     scripts = {"Comments": {"args": []}, "ControlNet": {"args": []}}
+    scripts |= {"Sampler": {"args": [9, "Heun"]}, "Refiner": {"args": [False, "", 0.8]}}
     await webui.draw("txt2img", **SMALL, alwayson_scripts=scripts)
+    for name in ("Refiner", "Hypertile", "Soft Inpainting"):
+        status, _ = await webui.refusal("txt2img", alwayson_scripts={name: {"args": [True]}})
+        assert status == 422
 
 
 async def test_what_the_model_refuses_is_told_as_any_other_bad_field(webui):

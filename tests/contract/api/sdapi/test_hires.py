@@ -40,6 +40,14 @@ async def test_a_second_pass_is_twice_the_size_with_the_defaults_of_the_web_ui(w
     assert (info["width"], info["denoising_strength"]) == (64, 0.5)
 
 
+async def test_the_second_pass_is_reckoned_of_the_size_as_it_is_given(webui):
+    answer = await webui.draw("txt2img", **HIRES | {"width": 70, "height": 68, "hr_scale": 1.75})
+    assert (webui.order["width"], webui.order["height"]) == (64, 64)
+    assert size(answer) == (120, 112)
+    refused = await webui.refusal("txt2img", **HIRES, firstpass_image="x")
+    assert refused == (422, "firstpass_image")
+
+
 @pytest.mark.parametrize(
     ("given", "expected", "enlarged"),
     [

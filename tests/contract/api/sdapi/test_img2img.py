@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from deployments.tasks.image import ImageJob
+
 SMALL = {"prompt": "a fox", "steps": 3, "width": 64, "height": 64}
 
 
@@ -52,6 +54,17 @@ async def test_noise_and_steps_of_a_picture_are_a_field_s_or_an_option_s(webui):
     assert webui.order["webui"]["noise_multiplier"] == 1
 
 
+async def test_a_mask_that_is_not_rounded_is_grey_in_the_latents_too(webui):
+    soft = Image.merge("RGBA", (*photo().split(), Image.new("L", (96, 64), 100)))
+    body = SMALL | {"init_images": [file(photo())], "mask": file(soft), "mask_blur": 0}
+    await webui.draw("img2img", **body, mask_round=False)
+    (request,) = ImageJob.from_input(webui.order, default_size=64).requests("r")
+    assert request.mask_round is False
+    assert (await stored(webui, "mask_image_key")).getextrema() == (100, 100)
+    await webui.draw("img2img", **body)
+    assert (await stored(webui, "mask_image_key")).getextrema() == (0, 0)
+
+
 async def test_data_urls_are_taken_and_sent_back_if_asked_for(webui):
     url = "data:image/png;base64," + file(photo())
     answer = await webui.draw("img2img", **SMALL, init_images=[url], include_init_images=True)
@@ -85,6 +98,7 @@ async def test_the_defaults_of_masks_are_those_of_the_web_ui(webui):
     await webui.draw("img2img", **SMALL, **given, **more)
     order = webui.order
     assert order["mask_blur"] == [2, 4]
+    assert order["webui"]["mask_round"] is True
     assert (order["masked_padding"], order["masked_content"]) == (None, "original")
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 from deployments.tasks.enhancement import EnhanceOrder
 from deployments.tasks.model import Kind, Output
 from pipelines.enhancement import Enhancement, Restoration
+from pipelines.infotext import parse
 from pipelines.upscaler.target import ByFactor
 
 SMALL = {"prompt": "a fox", "steps": 3, "width": 64, "height": 64}
@@ -52,6 +53,16 @@ async def test_a_checkpoint_among_the_options_is_the_model_of_later_requests(ope
     assert (await webui.get("options"))["CLIP_stop_at_last_layers"] == 1
 
 
+async def test_overrides_that_are_not_to_be_restored_are_the_caller_s_options_from_then_on(webui):
+    over = {"override_settings": {"CLIP_stop_at_last_layers": 2}}
+    await webui.draw("txt2img", **SMALL, **over)
+    assert (await webui.get("options"))["CLIP_stop_at_last_layers"] == 1
+    await webui.draw("txt2img", **SMALL, **over, override_settings_restore_afterwards=False)
+    assert (await webui.get("options"))["CLIP_stop_at_last_layers"] == 2
+    await webui.draw("txt2img", **SMALL)
+    assert webui.order["clip_skip"] == 1
+
+
 async def test_options_are_each_caller_s_own(open_api, connect):
     api = await open_api(api={"keys": ["a", "b"]}, headers={"X-API-Key": "a"})
     await connect(api).posted("options", CLIP_stop_at_last_layers=2)
@@ -68,7 +79,7 @@ async def test_options_are_each_caller_s_own(open_api, connect):
         {"CLIP_stop_at_last_layers": "many"},
         {"samples_format": "tiff"},
         {"token_merging_ratio": 0.5},
-        {"randn_source": "NV"},
+        {"randn_source": "TPU"},
         {"hide_samplers": ["x" * 5000]},
     ],
 )
@@ -119,6 +130,38 @@ async def test_a_list_has_items_of_the_documented_keys(webui, path, keys):
     items = await webui.get(path)
     assert items
     assert all(set(item) == keys for item in items)
+
+
+async def test_a_vae_is_chosen_by_the_model_that_is_the_same_but_for_it(open_api, connect):
+    models = {"plain": {"source": "/m"}, "mse": {"source": "/m", "vae": "/v/mse"}, "other": {}}
+    models["again"] = models["plain"]
+    webui = connect(await open_api(models=models))
+    assert await webui.get("sd-vae") == [{"model_name": "mse", "filename": "mse"}]
+
+    async def drawn_by(model, **body):
+        call = asyncio.create_task(webui.post("txt2img", **SMALL, **body))
+        async with asyncio.timeout(30):
+            while not (claims := await webui.claim_of(model)):
+                await asyncio.sleep(0.02)
+        await webui.finish(claims[0])
+        return json.loads((await call).json()["info"])
+
+    plain = await drawn_by("plain")
+    assert plain["sd_vae_name"] is None
+    info = await drawn_by("mse", override_settings={"sd_vae": "mse"})
+    (text,) = info["infotexts"]
+    assert info["sd_vae_name"] == "mse"
+    assert ", Model: mse, VAE: mse, " in text
+    await drawn_by("mse", infotext=text)
+    over = {"sd_model_checkpoint": "mse", "sd_vae": "None"}
+    await drawn_by("plain", override_settings=over)
+    await drawn_by("again", override_settings={"sd_model_checkpoint": "again", "sd_vae": "None"})
+    await webui.posted("options", sd_vae="mse")
+    await drawn_by("mse")
+    await drawn_by("other", override_settings={"sd_model_checkpoint": "other"})
+    for over in ({"sd_vae": "nobody"}, {"sd_vae": "mse", "sd_model_checkpoint": "other"}):
+        refused = await webui.refusal("txt2img", override_settings=over)
+        assert refused == (422, "override_settings")
 
 
 @pytest.mark.parametrize("path", ["sd-vae", "hypernetworks", "face-restorers", "extensions"])
@@ -339,7 +382,8 @@ async def test_networks_of_the_settings_are_listed(open_api, connect):
 
 async def test_a_picture_without_metadata_tells_nothing(webui):
     told = await webui.posted("png-info", image=file())
-    assert told == {"info": "", "items": {}, "parameters": {}}
+    assert (told["info"], told["items"]) == ("", {})
+    assert told["parameters"] == parse("")
     assert await webui.refusal("png-info", image="string") == (422, "Invalid encoded image")
     assert await webui.refusal("png-info") == (422, "image")
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from pipelines.components import Components
@@ -191,6 +192,37 @@ def test_steps_without_a_control_call_the_unet_as_if_there_were_none(
     plain = {"return_dict", "encoder_hidden_states"}
     guided = plain | {"down_block_additional_residuals", "mid_block_additional_residual"}
     assert calls == [guided, guided, plain, plain]
+
+
+def test_a_control_that_leaves_more_to_the_prompt_fades_or_leaves_out_the_unconditional_row(
+    sd: Components,
+    control: Callable[[Components, int], Path],
+    make_request: MakeRequest,
+    init_image: MakeImage,
+    draw: Draw,
+) -> None:
+    calls: list[list[torch.Tensor]] = []
+
+    def record(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        down = kwargs["down_block_additional_residuals"]
+        calls.append([*down, kwargs["mid_block_additional_residual"]])
+
+    hook = sd.unet.register_forward_pre_hook(record, with_kwargs=True)
+    whole = ControlUse(control(sd, 1), init_image(seed=3), scale=0.7)
+    fading = dataclasses.replace(whole, fades=True)
+    one_sided = dataclasses.replace(whole, conditional_only=True)
+    try:
+        for use in (whole, fading, one_sided):
+            draw(sd, make_request(controls=(use,), num_inference_steps=1))
+    finally:
+        hook.remove()
+    full, faded, conditional = calls
+    for place, (part, less, one) in enumerate(zip(full, faded, conditional, strict=True)):
+        assert len(part) == 2
+        assert part.abs().max() > 0
+        torch.testing.assert_close(less, part * 0.825 ** (12 - place))
+        assert not one[0].any()
+        torch.testing.assert_close(one[1], part[1])
 
 
 def test_a_control_of_scale_zero_is_not_even_loaded(

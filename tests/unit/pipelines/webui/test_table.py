@@ -64,7 +64,7 @@ def walked(table: SamplerTable, say: Model = model, count: int = 4000) -> torch.
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn((1, 4, 1, count), generator=generator)
     state = SamplerState(table, noise * table.init_noise_sigma, generator)
-    if table.begin_noise:
+    if table.begin_noise is not None:
         state.latents = state.latents + table.begin_noise * state.drawn()
     while not state.done:
         advance_rows([state], [say(state)])
@@ -129,12 +129,23 @@ def test_samplers_of_mixed_orders_come_close(name: str, worst: float) -> None:
 @pytest.mark.parametrize("name", ["Euler", "Heun", "DPM2"])
 def test_churn_adds_noise_that_the_steps_take_away_again(name: str) -> None:
     churned = webui_table(Plan(name, 60, options=Options(s_churn=20.0)), SD)
-    assert churned.begin_noise > 0
+    assert churned.begin_noise
     assert float(walked(churned).std()) == pytest.approx(DEVIATION, rel=0.12)
     plain = webui_table(Plan(name, 60), SD)
     assert (walked(churned) - walked(plain)).abs().mean() > 0.1
     outside = Options(s_churn=20.0, s_tmin=20.0)
     assert torch.equal(walked(webui_table(Plan(name, 60, options=outside), SD)), walked(plain))
+
+
+@pytest.mark.parametrize("name", ["Euler", "Heun", "DPM2"])
+def test_where_noise_is_churned_every_step_draws_some_be_it_used_or_not(name: str) -> None:
+    """So does k-diffusion: which noise a step adds does not depend on the ones before it."""
+    options = Options(s_churn=20.0, s_tmin=0.5, s_tmax=5.0)
+    churned, plain = (webui_table(Plan(name, 12, options=o), SD) for o in (options, Options()))
+    assert churned.begin_noise == 0
+    assert sum(churned.noise_drawn) == 11
+    assert plain.begin_noise is None
+    assert not any(plain.noise_drawn)
 
 
 @pytest.mark.parametrize("prediction", ["v_prediction", "sample"])
