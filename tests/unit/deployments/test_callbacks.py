@@ -141,7 +141,7 @@ async def urls_of(task):
 
 
 def sender(store, sink, *, urls=urls_of, **settings):
-    terms = {"timeout_s": 5.0, "backoff_s": 10.0, "max_attempts": 3, **settings}
+    terms = {"timeout_s": 60.0, "backoff_s": 10.0, "max_attempts": 3, **settings}
     return CallbackSender(store, CallbackSettings(**terms), urls, network=sink.network)
 
 

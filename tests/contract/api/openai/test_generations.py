@@ -199,7 +199,7 @@ async def test_a_name_that_clients_insist_on_means_the_model_that_has_it(open_ap
     drawing = asyncio.create_task(
         api.http.post("/v1/images/generations", json={"prompt": "x", "model": "dall-e-2"})
     )
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(300):
         while not (await api.services.store.depth("second")).queued:
             await asyncio.sleep(0.02)
     (task,) = (await api.http.get("/api/v1/tasks")).json()["tasks"]

@@ -175,6 +175,6 @@ async def test_an_address_of_any_characters_is_fetched_and_told_as_it_was_sent(p
 async def test_a_photo_that_never_comes_does_not_keep_the_others_from_their_verdicts(
     pai, monkeypatch
 ):
-    monkeypatch.setattr(sent_photos, "FETCH_ALL_S", 1.0)
+    monkeypatch.setattr(sent_photos, "FETCH_ALL_S", 4.0)
     answer = await pai.aigc("check", images=[pai.photos.silent(), pai.url("obama")])
     assert [each["code"] for each in answer.json()["data"]["check_results"]] == [2, 1]
