@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -157,14 +158,20 @@ def test_a_control_is_not_taken_from_a_request_that_runs(
 
 
 def test_a_request_holds_all_it_needs_or_nothing(
-    sd: Components, make_request: MakeRequest, control: MakeControl, loads: list[Path]
+    sd: Components,
+    make_request: MakeRequest,
+    control: MakeControl,
+    loads: list[Path],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("pipelines.loader.PATIENCE_S", math.inf)
     loader = Loader(sd, Slots(controls=2))
     one = make_request(controls=(control(1),))
     pair = make_request(controls=(control(2), control(3)))
     third = make_request(controls=(control(3),))
     for request in (one, pair, third):
         loader.order(request)
+    until(lambda: not loader.reading)
     joined: list[str] = []
     ends_at = time.monotonic() + 300
     while len(joined) < 2:
