@@ -159,9 +159,9 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> None:
     """No machine draws so fast that a picture cannot be watched and stopped in its midst."""
     denoise = Diffusion.denoise
 
-    def slowed(self: Diffusion, states: Any) -> Any:
+    def slowed(self: Diffusion, states: Any, **options: Any) -> Any:
         time.sleep(0.05)
-        return denoise(self, states)
+        return denoise(self, states, **options)
 
     monkeypatch.setattr(Diffusion, "denoise", slowed)
 

@@ -99,9 +99,9 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> None:
     """No machine draws so fast that a picture cannot be stopped in its midst."""
     denoise = Diffusion.denoise
 
-    def slowed(self: Diffusion, states: Any) -> Any:
+    def slowed(self: Diffusion, states: Any, **options: Any) -> Any:
         time.sleep(0.1)
-        return denoise(self, states)
+        return denoise(self, states, **options)
 
     monkeypatch.setattr(Diffusion, "denoise", slowed)
 
@@ -276,12 +276,12 @@ async def test_another_replica_goes_on_with_what_a_stopped_one_had_begun(
     forwards, pause_s = 0, 0.3  # so that it is stopped in its midst
     denoise = Diffusion.denoise
 
-    def counted(self: Diffusion, states: Any) -> Any:
+    def counted(self: Diffusion, states: Any, **options: Any) -> Any:
         nonlocal forwards
         forwards += 1
         if forwards > 25:
             time.sleep(pause_s)
-        return denoise(self, states)
+        return denoise(self, states, **options)
 
     monkeypatch.setattr(Diffusion, "denoise", counted)
     first = start(save_state_steps=every)
