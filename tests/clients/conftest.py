@@ -28,7 +28,7 @@ from deployments.tasks.errors import StoreUnavailable
 from deployments.tasks.image import ImageJob
 from deployments.tasks.model import Claimed, Output
 from pipelines.components import Components
-from pipelines.diffusion import Diffusion
+from tests.support.drawing import slow_forwards
 from tests.unit.pipelines import conftest as checkpoints
 
 sd_folder, sd = checkpoints.sd_folder, checkpoints.sd
@@ -156,14 +156,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory, sd: Components) -> Iterator[
 
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No machine draws so fast that a picture cannot be watched and stopped in its midst."""
-    denoise = Diffusion.denoise
-
-    def slowed(self: Diffusion, states: Any, **options: Any) -> Any:
-        time.sleep(0.05)
-        return denoise(self, states, **options)
-
-    monkeypatch.setattr(Diffusion, "denoise", slowed)
+    slow_forwards(monkeypatch, 0.05)
 
 
 async def _generate(settings: Settings, components: Components) -> None:

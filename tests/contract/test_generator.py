@@ -29,6 +29,7 @@ from pipelines.errors import InvalidRequest
 from pipelines.face_restorer import FaceRestorers
 from pipelines.images import decode_image, encode_image
 from pipelines.upscaler.target import ByFactor
+from tests.support.drawing import slow_forwards
 from tests.unit.pipelines import conftest as checkpoints
 from tests.unit.pipelines import guides
 
@@ -96,14 +97,7 @@ def order(submit: Submit, settings: Settings) -> Submit:
 
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No machine draws so fast that a picture cannot be stopped in its midst."""
-    denoise = Diffusion.denoise
-
-    def slowed(self: Diffusion, states: Any, **options: Any) -> Any:
-        time.sleep(0.1)
-        return denoise(self, states, **options)
-
-    monkeypatch.setattr(Diffusion, "denoise", slowed)
+    slow_forwards(monkeypatch, 0.1)
 
 
 async def reached(store: TaskStore, task: Task, *statuses: Status) -> Task:
